@@ -1,0 +1,10 @@
+"""Every test runs in double precision, without a display; warnings are errors (pyproject.toml)."""
+
+import os
+
+import numpyro
+
+os.environ["MPLBACKEND"] = "Agg"  # also for the programs that tests start; NumPyro does not import matplotlib
+numpyro.enable_x64()
+
+collect_ignore = ["benchmarks"]  # programs that measure, run by hand

@@ -1,0 +1,41 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(
+    r"(?:<!-- (?P<mark>[\w-]+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+def fences(language: str) -> list[re.Match[str]]:
+    return [fence for fence in FENCE.finditer(README.read_text()) if fence["language"] == language]
+
+
+@pytest.mark.slow
+def test_python_snippets_run_in_order() -> None:
+    text = README.read_text()
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for fence in fences("python"):
+        blank = "\n" * text[: fence.start("code")].count("\n")  # so that a traceback has the README's line numbers
+        exec(compile(blank + fence["code"], str(README), "exec"), namespace)
+    samples = jnp.asarray(namespace["samples"])
+    assert samples.shape == (1, 1000, 2)
+    assert jnp.all(jnp.isfinite(samples))
+
+
+@pytest.mark.parametrize(
+    ("mark", "install", "program"),
+    [("fit-command", "install .", "dpm fit swiss_roll"), ("test-command", "install -e '.[test]'", "pytest")],
+)
+def test_each_command_is_one_line_that_makes_its_own_environment(mark, install, program) -> None:
+    [command] = [fence["code"].strip() for fence in fences("sh") if fence["mark"] == mark]
+    make, pip, run = command.split(" && ")
+    environment = make.removeprefix("python3 -m venv ")
+    assert make != environment
+    assert pip == f"{environment}/bin/pip {install}"
+    assert run.startswith(f"{environment}/bin/{program}")
