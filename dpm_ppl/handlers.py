@@ -1,0 +1,162 @@
+"""The handler that turns a chain program into the paper's objective: KL terms at a few steps, not a trajectory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from dpm_ppl.chains import ForwardChain, ReverseChain
+from dpm_ppl.diffusion import Diffusion
+from dpm_ppl.kernels import Kernel, has_closed_forms
+from dpm_ppl.statements import decode_first
+
+
+class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
+    r"""Reads every chain statement inside as KL terms at `size` stratified steps per datum, in place of a trajectory.
+
+    Wrap model and guide alike. Under `TraceMeanField_ELBO` the loss is then an unbiased estimate of -ELBO,
+
+        KL(q(x^T|x^0) || pi) - E log p(x^0|x^1) + (T - 1)/size sum_t KL(q(x^(t-1)|x^t, x^0) || p(x^(t-1)|x^t)),
+
+    with analytic KLs wherever NumPyro or `dpm_ppl.divergences` knows them; its cost does not grow with T. Under
+    `Trace_ELBO` it is unbiased too, with noisier terms. The weights of single trajectories are gone: `RenyiELBO`, and
+    any other use of importance weights, needs the plain program.
+
+    For a chain `x` the sites are `x_first` (x^1) and `x_at` (x^t), points of evaluation that carry no density;
+    `x_last` (x^T); `x_before` (x^(t-1)), in the plate `x_steps`; `x_offset`, where t is drawn; and `x`. A kernel
+    without `marginal` or `posterior` keeps the site `x_chain`, whose log densities then score `size` transitions of a
+    sampled trajectory in place of all.
+
+    Args:
+        fn: Model or guide.
+        size: Number of steps m per datum, 1 <= m <= T - 1; None sums all T - 1 terms.
+
+    Raises:
+        TypeError: size is no integer.
+        ValueError: size is out of range, a model's chain is neither observed nor replayed from a guide, or guide and
+            model disagree on T, event shape or size.
+
+    Source: Sohl-Dickstein et al. 2015, eq. 14, in the exact per-datum form; stratified t per datum is ours.
+    """
+
+    def __init__(self, fn: Callable[..., Any] | None = None, *, size: int | None) -> None:
+        if size is not None and (not isinstance(size, int | np.integer) or isinstance(size, bool)):
+            raise TypeError(f"Expected `size`, a number of steps, to be an integer or None; got {size!r}.")
+        if size is not None and size < 1:
+            raise ValueError(f"Expected `size` to be at least 1; got {size}.")
+        self.size = size
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Replaces what a chain statement declares; every other message passes."""
+        if msg["type"] in _READINGS:
+            diffusion: Diffusion = msg["args"][1]
+            most = diffusion.num_steps - 1
+            if self.size is not None and self.size > most:
+                raise ValueError(f"Expected `size` of subsample_steps to be at most T - 1 = {most}; got {self.size}.")
+            terms, transitions = _READINGS[msg["type"]]
+            msg["fn"] = partial(terms if has_closed_forms(diffusion.kernel) else transitions, size=self.size)
+        elif msg["type"] == "sample" and "chain" in msg["infer"]:
+            msg["chain"] = msg["infer"]["chain"]
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Compares what guide and model were built for: a replayed site brings its guide's `infer` along."""
+        if msg["type"] == "sample" and "chain" in msg and msg["infer"].get("chain") != msg["chain"]:
+            raise ValueError(
+                f"Expected one diffusion and one `size` in guide and model; at site {msg['name']!r} the guide has "
+                f"{msg['infer'].get('chain')} and the model {msg['chain']}."
+            )
+
+
+class _Given(dist.ImproperUniform):
+    """Stands in a model for a point of evaluation that its guide draws: it has no density and cannot be sampled."""
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        raise ValueError(
+            "Expected a guide's draws: subsample_steps reads a chain as terms of the bound, at points that the guide "
+            "draws, so its model can't generate. Sample from the plain model, without subsample_steps."
+        )
+
+
+def _forward_terms(name: str, diffusion: Diffusion, x0: Array, *, size: int | None) -> None:
+    kernel: Any = diffusion.kernel
+    x1 = _point(f"{name}_first", kernel.marginal(x0, 1), _built_for(kernel, size))
+    numpyro.sample(f"{name}_last", kernel.marginal(x0, kernel.num_steps))
+    if kernel.num_steps > 1:
+        t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
+        with _plate(name, t):
+            xt = _point(f"{name}_at", kernel.marginal(x0, t))
+            with _weight(kernel, t):
+                numpyro.sample(f"{name}_before", kernel.posterior(x0, xt, t))
+
+
+def _reverse_terms(name: str, diffusion: Diffusion, obs: Array | None, *, size: int | None) -> Array:
+    kernel = diffusion.kernel
+    given = _Given(kernel.stationary().support, (), kernel.event_shape)
+    x1 = _point(f"{name}_first", given, _built_for(kernel, size))
+    numpyro.sample(f"{name}_last", kernel.stationary())
+    if kernel.num_steps > 1:
+        t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
+        with _plate(name, t):
+            xt = _point(f"{name}_at", given)
+            with _weight(kernel, t):
+                numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
+    return numpyro.sample(name, diffusion.decode(x1), obs=obs)
+
+
+def _forward_transitions(name: str, diffusion: Diffusion, x0: Array, *, size: int | None) -> None:
+    steps = None if size is None else _draw_steps(name, diffusion.kernel, _batch_shape(diffusion.kernel, x0), size)
+    chain = ForwardChain(diffusion, x0, steps=steps)
+    numpyro.sample(f"{name}_chain", chain, infer=_built_for(diffusion.kernel, size))
+
+
+def _reverse_transitions(name: str, diffusion: Diffusion, obs: Array | None, *, size: int | None) -> Array:
+    steps = None if size is None else _draw_steps(name, diffusion.kernel, (), size)
+    chain = ReverseChain(diffusion, steps=steps)
+    trajectory = numpyro.sample(f"{name}_chain", chain, infer=_built_for(diffusion.kernel, size))
+    return decode_first(name, diffusion, trajectory, obs)
+
+
+_READINGS = {
+    "forward_chain": (_forward_terms, _forward_transitions),
+    "reverse_chain": (_reverse_terms, _reverse_transitions),
+}
+
+
+def _draw_steps(name: str, kernel: Kernel, batch_shape: tuple[int, ...], size: int | None) -> Array:
+    """Steps t in 2..T, shape (size, *batch), by one uniform offset per datum for equally spaced strata; or all."""
+    num_terms = kernel.num_steps - 1
+    if size is None:
+        return jnp.arange(2, kernel.num_steps + 1).reshape(-1, *(1,) * len(batch_shape))
+    offset = _point(f"{name}_offset", dist.Uniform().expand(batch_shape))
+    stratum = jnp.arange(size).reshape(-1, *(1,) * jnp.ndim(offset)) / size
+    return 2 + jnp.minimum(jnp.floor((offset + stratum) % 1 * num_terms).astype(int), num_terms - 1)
+
+
+def _point(name: str, distribution: dist.Distribution, infer: dict[str, Any] | None = None) -> Array:
+    """A site that hands a value from guide to model, and carries no density in either."""
+    with handlers.mask(mask=False):
+        return numpyro.sample(name, distribution, infer=infer)
+
+
+def _plate(name: str, t: Array) -> numpyro.plate:
+    return numpyro.plate(f"{name}_steps", len(t), dim=-t.ndim)
+
+
+def _weight(kernel: Kernel, t: Array) -> handlers.scale:
+    return handlers.scale(scale=(kernel.num_steps - 1) / len(t))
+
+
+def _built_for(kernel: Kernel, size: int | None) -> dict[str, Any]:
+    return {"chain": f"T = {kernel.num_steps}, event shape {kernel.event_shape}, size {size}"}
+
+
+def _batch_shape(kernel: Kernel, x: Array) -> tuple[int, ...]:
+    return jnp.shape(x)[: jnp.ndim(x) - len(kernel.event_shape)]

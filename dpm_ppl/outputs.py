@@ -1,0 +1,168 @@
+"""Output parameterisations: small functions from what a network returns to a reverse step p(x^(t-1) | x^t).
+
+In each, `kernel` is the forward kernel, `x` the state x^t of shape (*batch, *event), and `t` the step, broadcastable
+against batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.nn import log_sigmoid
+from jax.scipy.special import logit
+
+from dpm_ppl.kernels import BernoulliKernel, GaussianKernel, is_concrete
+
+
+def residual_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, variance: Array) -> dist.Distribution:
+    """The paper's diagonal normal: variance sigmoid(z_Sigma + logit beta_t), mean (x - z) sqrt(1 - Sigma) + z.
+
+    Args:
+        kernel: Gaussian kernel.
+        x: State x^t.
+        t: Step.
+        mean: Network output z, shape (*batch, *event).
+        variance: Network output z_Sigma, shape (*batch, *event).
+
+    Returns:
+        Diagonal normal, event shape (*event); at z = z_Sigma = 0 it is the forward kernel `step(x, t)`.
+
+    Source: Sohl-Dickstein et al. 2015, eqs. 64 and 65; eq. 65 lacks the square root.
+    """
+    raised = variance + logit(_per_event(kernel, kernel.beta, t))
+    keep = jnp.exp(0.5 * log_sigmoid(-raised))  # sqrt(1 - Sigma), also where Sigma = 1
+    return _normal(kernel, (x - mean) * keep + mean, jax.nn.sigmoid(raised))
+
+
+def noise_normal(
+    kernel: GaussianKernel, x: Array, t: Array, noise: Array, *, variance: Array | None = None
+) -> dist.Distribution:
+    """Diagonal normal from a prediction of the noise in x^t.
+
+    Args:
+        kernel: Gaussian kernel with every beta_t < 1: where no signal is left the noise says nothing of the data.
+        x: State x^t.
+        t: Step.
+        noise: Predicted noise, shape (*batch, *event), zero mean and unit variance.
+        variance: Variance, broadcastable to (*batch, *event); by default that of the kernel's posterior.
+
+    Returns:
+        N((x - beta_t / sqrt(1 - alpha_bar_t) noise) / sqrt(1 - beta_t), variance), event shape (*event).
+
+    Raises:
+        ValueError: a beta_t is 1.
+
+    Source: Ho et al. 2020, eq. 11.
+    """
+    if is_concrete(kernel.beta) and np.max(kernel.beta) == 1:
+        raise ValueError(
+            "Expected every beta_t < 1 under a prediction of the noise; got beta_t = 1, which leaves no signal, and so a "
+            "division by zero. Predict the data (data_normal), or use a schedule that leaves some signal."
+        )
+    beta = _per_event(kernel, kernel.beta, t)
+    noise_share = _per_event(kernel, kernel.one_minus_alpha_bar[1:], t)
+    if variance is None:
+        _, _, variance = kernel.posterior_coefficients(t)
+    return _normal(kernel, (x - beta / jnp.sqrt(noise_share) * noise) / jnp.sqrt(1 - beta), variance)
+
+
+def data_normal(
+    kernel: GaussianKernel, x: Array, t: Array, x0: Array, *, variance: Array | None = None
+) -> dist.Distribution:
+    """Diagonal normal from a prediction of the data: the kernel's posterior at the predicted x^0.
+
+    Args:
+        kernel: Gaussian kernel.
+        x: State x^t.
+        t: Step.
+        x0: Predicted data, shape (*batch, *event).
+        variance: Variance, broadcastable to (*batch, *event); by default that of the posterior, as if x0 were certain.
+
+    Returns:
+        Diagonal normal, event shape (*event).
+
+    Source: Ho et al. 2020, eqs. 7 and 9.
+    """
+    from_data, from_state, certain = kernel.posterior_coefficients(t)
+    return _normal(kernel, from_data * x0 + from_state * x, certain if variance is None else variance)
+
+
+def full_normal(kernel: GaussianKernel, x: Array, t: Array, x0: Array, scale: Array) -> dist.Distribution:
+    """Normal with full covariance from a prediction of the data, for event shape (D,).
+
+    Args:
+        kernel: Gaussian kernel of event shape (D,).
+        x: State x^t, shape (*batch, D).
+        t: Step.
+        x0: Predicted data, shape (*batch, D).
+        scale: Network output, shape (*batch, D (D + 1) / 2): first the logs of the diagonal, then the strict lower
+            triangle, row by row, of the Cholesky factor in units of sqrt(beta_t); zeros give the covariance beta_t I.
+
+    Returns:
+        Multivariate normal, event shape (D,).
+    """
+    from_data, from_state, _ = kernel.posterior_coefficients(t)
+    size = kernel.event_shape[-1]
+    rows, columns = jnp.tril_indices(size, -1)
+    factor = jnp.zeros((*scale.shape[:-1], size, size), scale.dtype)
+    factor = factor.at[..., jnp.arange(size), jnp.arange(size)].set(jnp.exp(scale[..., :size]))
+    factor = factor.at[..., rows, columns].set(scale[..., size:])
+    unit = jnp.sqrt(_per_event(kernel, kernel.beta, t))[..., None]
+    return dist.MultivariateNormal(from_data * x0 + from_state * x, scale_tril=unit * factor)
+
+
+def data_from_velocity(kernel: GaussianKernel, x: Array, t: Array, velocity: Array) -> Array:
+    """The data that a network predicts by its velocity: x^0 = sqrt(alpha_bar_t) x - sqrt(1 - alpha_bar_t) v.
+
+    At v = 0 it is the best linear guess for data of unit variance, and v has a scale of one at every step.
+
+    Source: Salimans and Ho 2022, section 4.
+    """
+    signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
+    return jnp.sqrt(signal) * x - jnp.sqrt(noise) * velocity
+
+
+def residual_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:
+    """Factorised Bernoulli with the logits of the forward kernel's step plus the network's; zero gives back the kernel.
+
+    Source: Sohl-Dickstein et al. 2015, app. D.1.2 (a sigmoid output), started at the kernel.
+    """
+    return dist.Bernoulli(logits=_logits(kernel.step(x, t)) + logits).to_event(len(kernel.event_shape))
+
+
+def data_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:
+    """Factorised Bernoulli from a prediction of the data: the kernel's posterior, averaged over the predicted x^0.
+
+    Args:
+        kernel: Bernoulli kernel.
+        x: State x^t, 0 or 1.
+        t: Step.
+        logits: Predicted logits of P(x^0 = 1 | x^t), shape (*batch, *event).
+
+    Returns:
+        Factorised Bernoulli, event shape (*event): with the true P(x^0 | x^t) the best factorised reverse step there
+        is.
+
+    Source: Austin et al. 2021, eq. 4, for two states.
+    """
+    ones, zeros = (_logits(kernel.posterior(jnp.full_like(x, bit), x, t)) for bit in (1, 0))
+    log_rate = [
+        jnp.logaddexp(log_sigmoid(logits) + log_sigmoid(sign * ones), log_sigmoid(-logits) + log_sigmoid(sign * zeros))
+        for sign in (1, -1)
+    ]
+    return dist.Bernoulli(logits=log_rate[0] - log_rate[1]).to_event(len(kernel.event_shape))
+
+
+def _per_event(kernel: GaussianKernel, values: Array, t: Array) -> Array:
+    """The entry of t in an array over steps 1..T, with a trailing 1 for every event dimension."""
+    t = jnp.asarray(t)
+    return values[t - 1].reshape(t.shape + (1,) * len(kernel.event_shape))
+
+
+def _logits(bernoulli: dist.Distribution) -> Array:
+    return getattr(bernoulli, "base_dist", bernoulli).logits
+
+
+def _normal(kernel: GaussianKernel, mean: Array, variance: Array) -> dist.Distribution:
+    return dist.Normal(mean, jnp.sqrt(variance)).to_event(len(kernel.event_shape))

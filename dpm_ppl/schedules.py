@@ -1,0 +1,114 @@
+r"""Diffusion schedules: the rates beta_1..beta_T, as arrays of shape (T,).
+
+The arrays are 0-based and the steps are not: the rate of step t is `beta[t - 1]`. The signal left after t steps is
+alpha_bar_t = prod_{s<=t} (1 - beta_s), and the log signal-to-noise ratio log(alpha_bar_t / (1 - alpha_bar_t)). Fixed
+schedules are NumPy arrays in double precision, known also while JAX traces a program, so that a kernel can check them
+and sum them exactly.
+"""
+
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def constant_fraction(num_steps: int) -> np.ndarray:
+    """beta_t = 1 / (T - t + 1): erases the same 1/T of the signal each step, alpha_bar_t = 1 - t/T.
+
+    Source: Sohl-Dickstein et al. 2015, section 2.4.1.
+    """
+    _check_num_steps(num_steps)
+    return 1.0 / np.arange(num_steps, 0, -1)
+
+
+def linear(num_steps: int, *, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
+    """Rates evenly spaced from `first` to `last`.
+
+    Source: Ho et al. 2020, section 4 (T = 1000).
+    """
+    _check_num_steps(num_steps)
+    return np.linspace(first, last, num_steps)
+
+
+def cosine(num_steps: int, *, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
+    """alpha_bar_t = f(t) / f(0) with f(t) = cos^2((t/T + s) / (1 + s) pi/2), s = `offset`; rates end at `largest`.
+
+    Source: Nichol and Dhariwal 2021, eq. 17.
+    """
+    _check_num_steps(num_steps)
+    signal = np.cos((np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2) ** 2
+    return np.minimum(1 - signal[1:] / signal[:-1], largest)
+
+
+def log_snr(num_steps: int, *, first: float = 6.0, last: float = -6.0) -> np.ndarray:
+    """Log signal-to-noise ratios evenly spaced from `first`, after step 1, to `last`, after step T.
+
+    Source: Kingma et al. 2021, section 3.2 (the linear case), in nats.
+    """
+    _check_num_steps(num_steps)
+    if not first > last:
+        raise ValueError(f"Expected the log-SNR to fall, first > last; got first={first}, last={last}.")
+    log_alpha_bar = -np.logaddexp(0, -np.linspace(first, last, num_steps))
+    return -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
+
+
+def learned(
+    name: str, num_steps: int, *, beta_1: float = 1e-3, alpha_bar_T: float = 1e-3, start: np.ndarray | None = None
+) -> Array:
+    """Rates learned with the model: a NumPyro parameter of shape (T - 1,), the logits of how the noise is shared out.
+
+    Step t >= 2 takes the share w = softmax(parameter) of the whole fall of log alpha_bar, log((1 - beta_1) /
+    alpha_bar_T), so every rate is in (0, 1), beta_1 stays as given, and the chain ends as near pi as asked, whatever
+    is learned.
+
+    Args:
+        name: Name of the parameter.
+        num_steps: Number of steps T, at least 2.
+        beta_1: The rate of step 1, fixed: small, against overfitting.
+        alpha_bar_T: Signal left at the end, fixed; the prior-matching term is of its order squared.
+        start: Rates to begin with, shape (T,), of which steps 2..T are used, their -log(1 - beta) in proportion; by default
+            `constant_fraction`. A last step of more noise than is left takes what is left, or as much as the step before.
+
+    Returns:
+        beta, shape (T,).
+
+    Raises:
+        ValueError: a number is out of range, or `start` of another shape.
+
+    Source: Sohl-Dickstein et al. 2015, section 2.4.1 (learned by gradient ascent on K); this parameterisation is ours.
+    """
+    _check_num_steps(num_steps, at_least=2)
+    if not 0 < beta_1 < 1 or not 0 < alpha_bar_T < 1 - beta_1:
+        raise ValueError(f"Expected 0 < beta_1 < 1 and 0 < alpha_bar_T < 1 - beta_1; got {beta_1} and {alpha_bar_T}.")
+    beta = np.asarray(constant_fraction(num_steps) if start is None else start)
+    if beta.shape != (num_steps,) or not ((beta > 0) & (beta <= 1)).all():
+        raise ValueError(f"Expected `start` to hold {num_steps} rates in (0, 1]; got shape {beta.shape}.")
+    fall = np.log((1 - beta_1) / alpha_bar_T)
+    noise = -np.log1p(-np.minimum(beta[1:], 1 - 1e-6))
+    # A schedule that ends with all signal gone, as constant_fraction does, has one infinite step.
+    noise[-1] = min(noise[-1], max(fall - noise[:-1].sum(), noise[-2:][0]))
+    share = jax.nn.softmax(numpyro.param(name, jnp.log(jnp.asarray(noise))))
+    share = jnp.maximum(share, 1e-30)  # a share that underflows would be a rate of 0, and a division by it
+    rates = jnp.concatenate([jnp.full((1,), beta_1, share.dtype), -jnp.expm1(-fall * share)])
+    _learned[id(rates)] = rates
+    return rates
+
+
+_learned: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+
+
+def is_learned(beta: ArrayLike) -> bool:
+    """Whether an array is what `learned` returned: a kernel of discrete states must refuse it."""
+    return beta is not None and _learned.get(id(beta)) is beta
+
+
+def _check_num_steps(num_steps: int, *, at_least: int = 1) -> None:
+    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool):
+        raise TypeError(f"Expected `num_steps` to be an integer; got {type(num_steps).__name__}.")
+    if num_steps < at_least:
+        raise ValueError(f"Expected `num_steps` to be at least {at_least}; got {num_steps}.")
