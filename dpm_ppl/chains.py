@@ -113,9 +113,10 @@ class ForwardChain(_Chain):
         """Log density in nats of trajectories of shape (*batch, T, *event)."""
         before, after, t, factor = self._transitions(value)
         first = jnp.take(value, 0, axis=jnp.ndim(value) - self.event_dim)
-        return self.kernel.step(self.x0, 1).log_prob(first) + self._total(
-            self.kernel.step(before, t).log_prob(after), factor
-        )
+        start = self.kernel.step(self.x0, 1).log_prob(first)
+        if self.diffusion.num_steps == 1:
+            return start
+        return start + self._total(self.kernel.step(before, t).log_prob(after), factor)
 
 
 class ReverseChain(_Chain):

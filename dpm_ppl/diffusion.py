@@ -143,6 +143,7 @@ def check_data(kernel: Kernel, x0: ArrayLike) -> Array:
         TypeError: x0 is not numeric, or holds integers where the kernel's states are continuous.
         ValueError: x0 does not end in the event shape, is empty, or holds NaN, infinity or values outside the support.
     """
+    given = x0
     try:
         x0 = jnp.asarray(x0)
     except (TypeError, ValueError) as error:
@@ -160,14 +161,15 @@ def check_data(kernel: Kernel, x0: ArrayLike) -> Array:
         raise ValueError(f"Expected `x0` of shape (*batch, *event) with event shape {shape}; got {x0.shape}.")
     if x0.size == 0:
         raise ValueError(f"Expected at least one datum in `x0`; got shape {x0.shape}.")
-    if is_concrete(x0):
-        values = np.asarray(x0)
+    known = x0 if is_concrete(x0) else given  # a NumPy array is known also while a program is traced
+    if isinstance(known, np.ndarray | Array) and is_concrete(known):
+        values = np.asarray(known)
         if not np.isfinite(values).all():
             raise ValueError(
                 f"Expected `x0` to be finite; got {int((~np.isfinite(values)).sum())} NaN or infinite values."
             )
         with jax.ensure_compile_time_eval():
-            inside = bool(jnp.all(support(x0)))
+            inside = bool(jnp.all(support(values)))
         if not inside:
             raise ValueError(
                 f"Expected `x0` within the support of the kernel's states, {support}; got values from {values.min()} "

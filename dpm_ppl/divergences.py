@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.linalg import solve_triangular
-from multipledispatch.dispatcher import MDNotImplementedError  # type: ignore[import-untyped]  # NumPyro's dispatcher
+from multipledispatch.dispatcher import MDNotImplementedError  # which NumPyro dispatches with
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.distributions.kl import kl_divergence
+
+from dpm_ppl.normal import solve_lower
 
 _BERNOULLI = (dist.BernoulliProbs, dist.BernoulliLogits)
 _CATEGORICAL = (dist.CategoricalProbs, dist.CategoricalLogits)
@@ -48,27 +49,23 @@ def _kl_discrete(p: Any, q: Any) -> Array:
 def _probs(d: Any) -> Array:
     """Probability of each outcome, shape (*batch, outcomes)."""
     if isinstance(d, dist.BernoulliProbs):
-        return jnp.stack([1.0 - _floating(d.probs), _floating(d.probs)], -1)
+        return jnp.stack([1.0 - jnp.asarray(d.probs), jnp.asarray(d.probs)], -1)
     if isinstance(d, dist.BernoulliLogits):
-        return jax.nn.sigmoid(jnp.stack([-_floating(d.logits), _floating(d.logits)], -1))
-    return _floating(d.probs) if isinstance(d, dist.CategoricalProbs) else jax.nn.softmax(_floating(d.logits), -1)
+        return jax.nn.sigmoid(jnp.stack([-jnp.asarray(d.logits), jnp.asarray(d.logits)], -1))
+    return jnp.asarray(d.probs) if isinstance(d, dist.CategoricalProbs) else jax.nn.softmax(jnp.asarray(d.logits), -1)
 
 
 def _log_probs(d: Any, possible: Array) -> Array:
     """Log probability of each outcome, in nats; not to be used where not `possible`, and of finite derivative there."""
     if isinstance(d, dist.BernoulliProbs):
-        rate = _floating(d.probs)
+        rate = jnp.asarray(d.probs)
         log_zero = jnp.log1p(jnp.where(possible[..., 0], -rate, 0.0))
         return jnp.stack([log_zero, jnp.log(jnp.where(possible[..., 1], rate, 1.0))], -1)
     if isinstance(d, dist.BernoulliLogits):
-        return jax.nn.log_sigmoid(jnp.stack([-_floating(d.logits), _floating(d.logits)], -1))
+        return jax.nn.log_sigmoid(jnp.stack([-jnp.asarray(d.logits), jnp.asarray(d.logits)], -1))
     if isinstance(d, dist.CategoricalProbs):
-        return jnp.log(jnp.where(possible, _floating(d.probs), 1.0))
-    return jax.nn.log_softmax(_floating(d.logits), -1)
-
-
-def _floating(parameter: Any) -> Array:
-    return jnp.asarray(parameter, jnp.result_type(parameter, float))
+        return jnp.log(jnp.where(possible, jnp.asarray(d.probs), 1.0))
+    return jax.nn.log_softmax(jnp.asarray(d.logits), -1)
 
 
 def _kl_diagonal_full(p: Any, q: Any) -> Array:
@@ -77,8 +74,7 @@ def _kl_diagonal_full(p: Any, q: Any) -> Array:
     batch = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
     factor = jnp.broadcast_to(scale[..., None] * jnp.eye(dim, dtype=scale.dtype), (*batch, dim, dim))
     shift = jnp.broadcast_to((loc - q.loc)[..., None], (*batch, dim, 1))
-    scale_tril = jnp.broadcast_to(q.scale_tril, (*batch, dim, dim))
-    whitened = solve_triangular(scale_tril, jnp.concatenate([factor, shift], -1), lower=True)
+    whitened = solve_lower(q.scale_tril, jnp.concatenate([factor, shift], -1))
     return _kl_whitened(whitened, jnp.sum(jnp.log(scale), -1), _log_det(q))
 
 

@@ -53,7 +53,7 @@ def is_concrete(value: Any) -> bool:
 class _ScheduledKernel:
     """What Gaussian and Bernoulli diffusion share: rates beta_t, checked, and the signal alpha_bar_t they leave."""
 
-    beta: Array
+    beta: Array | np.ndarray  # a schedule in NumPy on the way in, in JAX from then on
     event_shape: tuple[int, ...]
     _log_alpha_bar: Array = field(init=False, repr=False)
 
@@ -290,7 +290,7 @@ def check_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
 
 def check_beta(beta: ArrayLike) -> Array | np.ndarray:
     """Diffusion rates of shape (T,) in (0, 1], or a clear error; in double precision and NumPy where they are known."""
-    if not hasattr(beta, "dtype"):
+    if not isinstance(beta, Array | np.ndarray):
         beta = np.asarray(beta)  # a list, or nothing that could be a schedule
     if not jnp.issubdtype(beta.dtype, jnp.floating):
         raise TypeError(f"Expected `beta` to be a floating-point array; got dtype {beta.dtype}.")

@@ -145,7 +145,7 @@ class TimeMLP(eqx.Module):
     ) -> None:
         layers = eqx.nn.MLP(in_size + 2 * num_frequencies, out_size, width, depth, activation, key=key)
         last = layers.layers[-1]
-        zero = (jnp.zeros_like(last.weight), jnp.zeros_like(last.bias))
+        zero = jax.tree.map(jnp.zeros_like, (last.weight, last.bias))
         self.layers = eqx.tree_at(lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias), layers, zero)
         self.num_steps = num_steps
         self.num_frequencies = num_frequencies

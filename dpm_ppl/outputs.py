@@ -13,6 +13,7 @@ from jax.nn import log_sigmoid
 from jax.scipy.special import logit
 
 from dpm_ppl.kernels import BernoulliKernel, GaussianKernel, is_concrete
+from dpm_ppl.normal import FullNormal
 
 
 def residual_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, variance: Array) -> dist.Distribution:
@@ -57,8 +58,8 @@ def noise_normal(
     """
     if is_concrete(kernel.beta) and np.max(kernel.beta) == 1:
         raise ValueError(
-            "Expected every beta_t < 1 under a prediction of the noise; got beta_t = 1, which leaves no signal, and so a "
-            "division by zero. Predict the data (data_normal), or use a schedule that leaves some signal."
+            "Expected every beta_t < 1 under a prediction of the noise; got beta_t = 1, which leaves no signal, and so "
+            "a division by zero. Predict the data (data_normal), or use a schedule that leaves some signal."
         )
     beta = _per_event(kernel, kernel.beta, t)
     noise_share = _per_event(kernel, kernel.one_minus_alpha_bar[1:], t)
@@ -109,7 +110,7 @@ def full_normal(kernel: GaussianKernel, x: Array, t: Array, x0: Array, scale: Ar
     factor = factor.at[..., jnp.arange(size), jnp.arange(size)].set(jnp.exp(scale[..., :size]))
     factor = factor.at[..., rows, columns].set(scale[..., size:])
     unit = jnp.sqrt(_per_event(kernel, kernel.beta, t))[..., None]
-    return dist.MultivariateNormal(from_data * x0 + from_state * x, scale_tril=unit * factor)
+    return FullNormal(from_data * x0 + from_state * x, scale_tril=unit * factor)
 
 
 def data_from_velocity(kernel: GaussianKernel, x: Array, t: Array, velocity: Array) -> Array:
@@ -154,10 +155,10 @@ def data_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -
     return dist.Bernoulli(logits=log_rate[0] - log_rate[1]).to_event(len(kernel.event_shape))
 
 
-def _per_event(kernel: GaussianKernel, values: Array, t: Array) -> Array:
+def _per_event(kernel: GaussianKernel, values: Array | np.ndarray, t: Array) -> Array:
     """The entry of t in an array over steps 1..T, with a trailing 1 for every event dimension."""
     t = jnp.asarray(t)
-    return values[t - 1].reshape(t.shape + (1,) * len(kernel.event_shape))
+    return jnp.asarray(values)[t - 1].reshape(t.shape + (1,) * len(kernel.event_shape))
 
 
 def _logits(bernoulli: dist.Distribution) -> Array:

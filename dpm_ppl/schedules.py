@@ -71,8 +71,9 @@ def learned(
         num_steps: Number of steps T, at least 2.
         beta_1: The rate of step 1, fixed: small, against overfitting.
         alpha_bar_T: Signal left at the end, fixed; the prior-matching term is of its order squared.
-        start: Rates to begin with, shape (T,), of which steps 2..T are used, their -log(1 - beta) in proportion; by default
-            `constant_fraction`. A last step of more noise than is left takes what is left, or as much as the step before.
+        start: Rates to begin with, shape (T,), of which steps 2..T are used, their -log(1 - beta) in proportion; by
+            default `constant_fraction`. A last step of more noise than is left takes what is left, or as much as the
+            step before it.
 
     Returns:
         beta, shape (T,).

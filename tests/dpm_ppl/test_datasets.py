@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 from dpm_ppl.datasets import Heartbeat, SwissRoll
 
 
-def fine_roll(num=1_500_001):
+def fine_roll(num=1_000_001):
     """Angles and Simpson weights of their mean, and the roll without noise, in its own units."""
     angle = np.linspace(1.5 * np.pi, 4.5 * np.pi, num)
     weight = np.where(np.arange(num) % 2 == 1, 4.0, 2.0)
@@ -39,15 +39,17 @@ def brute_log_prob(value, noise):
     return np.array(log_prob) - np.log(2 * np.pi * noise**2) + np.log(deviation).sum()
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.25, 2.0])
+@pytest.mark.parametrize("noise", [0.25, 2.0, 30.0])
 def test_density_is_the_integral_over_the_angle(noise):
     """At both ends of the roll, along it, between its windings and up to 40 noise away; no symmetry to hide behind."""
+    rng = np.random.default_rng(0)
     mean, deviation = brute_moments(noise)
-    angle = np.array([1.5, 4.5, 1.6, 2.3, 3.1, 4.4]) * np.pi
+    angle = np.append(rng.uniform(1.5, 4.5, 32), [1.5, 4.5] * 4) * np.pi
     roll = np.stack([angle * np.cos(angle), angle * np.sin(angle)], -1)
-    direction = np.array([[0.6, 0.8], [-0.8, 0.6], [-1.0, 0.0], [0.28, -0.96]])
-    away = np.array([0.0, 1.5, 10.0, 40.0])[:, None] * direction * noise
-    points = ((roll[:, None] + away).reshape(-1, 2) - mean) / deviation
+    direction = rng.normal(size=(40, 2))
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    away = noise * np.repeat([0.0, 1.5, 10.0, 40.0, 40.0], 2)
+    points = (roll + np.tile(away, 4)[:, None] * direction - mean) / deviation
     np.testing.assert_allclose(SwissRoll(noise).log_prob(points), brute_log_prob(points, noise), rtol=0, atol=1e-8)
 
 

@@ -1,0 +1,251 @@
+"""The fixed last step, and every mistake that a Diffusion or its data can be made with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import dpm_ppl as dpm
+from dpm_ppl.diffusion import check_data
+from dpm_ppl.schedules import constant_fraction, linear
+
+GAUSSIAN = dpm.GaussianKernel(linear(4, first=0.2, last=0.9), (2,))
+BERNOULLI = dpm.BernoulliKernel(constant_fraction(4), (3,), 0.2)
+
+
+def shrink(x, t):
+    return dist.Normal(0.5 * x, 1.0).to_event(1)
+
+
+# The last step
+
+
+def test_the_default_last_step_undoes_the_first_of_a_stationary_chain():
+    """p(x^0 | x^1) = q(x^1 | x^0) pi(x^0) / pi(x^1), MATH section 3: the fixed step that removes the edge effect."""
+    rng = np.random.default_rng(0)
+    x0, x1 = 1 + rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
+
+    def log_normal(x, mean, variance):
+        return np.sum(-0.5 * (x - mean) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance), -1)
+
+    forward = log_normal(x1, np.sqrt(0.8) * x0, 0.2)  # beta_1 = 0.2
+    expected = forward + log_normal(x0, 0.0, 1.0) - log_normal(x1, 0.0, 1.0)
+    np.testing.assert_allclose(dpm.Diffusion(GAUSSIAN, shrink).decode(x1).log_prob(x0), expected, rtol=1e-10)
+
+    x0, x1 = rng.binomial(1, 0.5, (20, 3)), rng.binomial(1, 0.5, (20, 3))
+    rate = 0.75 * x0 + 0.25 * 0.2  # beta_1 = 1/4
+
+    def log_bernoulli(x, rate):
+        return np.sum(np.log(np.where(x == 1, rate, 1 - rate)), -1)
+
+    expected = log_bernoulli(x1, rate) + log_bernoulli(x0, 0.2) - log_bernoulli(x1, 0.2)
+    diffusion = dpm.Diffusion(BERNOULLI, BERNOULLI.step)
+    np.testing.assert_allclose(diffusion.decode(x1).log_prob(x0), expected, rtol=1e-10)
+
+
+def test_a_last_step_of_ones_own():
+    diffusion = dpm.Diffusion(GAUSSIAN, shrink, lambda x1: dist.Normal(x1 + 3, 0.1).to_event(1))
+    np.testing.assert_array_equal(diffusion.decode(np.array([0.5, -1.0])).mean, [3.5, 2.0])
+    np.testing.assert_array_equal(diffusion.reverse(np.array([0.5, -1.0]), 2).mean, [0.25, -0.5])
+    assert (diffusion.num_steps, diffusion.event_shape) == (4, (2,))
+
+
+# What a reverse step may be
+
+
+@pytest.mark.parametrize(
+    "reverse",
+    [
+        lambda x, t: dist.MultivariateNormal(x, jnp.eye(2)),
+        lambda x, t: dist.StudentT(3.0, x, 1 / t[..., None]).to_event(1),
+        lambda x, t: dist.TransformedDistribution(
+            dist.Normal(x, 1.0).to_event(1), dist.transforms.AffineTransform(0.0, 2.0)
+        ),
+        lambda x, t: dist.MixtureSameFamily(
+            dist.Categorical(jnp.ones(2) / 2),
+            dist.Normal(jnp.stack([x, -x], -2), 1.0).to_event(1),
+        ),
+        lambda x, t: dist.Normal(0.0, 1.0).expand([*x.shape]).to_event(1),
+    ],
+    ids=["full", "heavy_tailed", "transformed", "mixture", "constant"],
+)
+def test_any_distribution_over_the_states_will_do(reverse):
+    x, x1, t = np.array([[0.3, -0.2], [1.0, 0.4]]), np.array([[0.1, 0.2], [0.0, -1.0]]), np.array([2, 3])
+    diffusion = dpm.Diffusion(GAUSSIAN, reverse)
+    np.testing.assert_array_equal(diffusion.reverse(x, t).log_prob(x1), reverse(x, t).log_prob(x1))
+
+
+def declares_a_parameter(x, t):
+    return dist.Normal(numpyro.param("drift", 0.5) * x, 1.0).to_event(1)
+
+
+def declares_a_site(x, t):
+    return dist.Normal(x, numpyro.sample("width", dist.Gamma(2.0))).to_event(1)
+
+
+def ignores_the_batch_of_t(x, t):
+    return dist.Normal(x[0], 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("name", ["reverse", "decode"])
+@pytest.mark.parametrize(
+    ("kernel", "step", "error", "message"),
+    [
+        (GAUSSIAN, 3.0, TypeError, "to be a function; got float"),
+        (GAUSSIAN, "shrink", TypeError, "to be a function; got str"),
+        (GAUSSIAN, lambda x, t: 0.5 * x, TypeError, r"to return a NumPyro distribution; got \w*Tracer"),
+        (GAUSSIAN, lambda x, t: None, TypeError, "to return a NumPyro distribution; got NoneType"),
+        (
+            GAUSSIAN,
+            lambda x, t: dist.Normal(x, 1.0),
+            ValueError,
+            r"event shape \(2,\); got \(\) with batch shape \(3, 2, 2\) for x of .* \(3, 2\).*`\.to_event\(1\)`",
+        ),
+        (GAUSSIAN, lambda x, t: dist.Normal(x, 1.0).to_event(2), ValueError, r"event shape \(2,\); got \(2, 2\)"),
+        (
+            GAUSSIAN,
+            lambda x, t: dist.Normal(x[..., :1], 1.0).to_event(1),
+            ValueError,
+            r"event shape \(2,\); got \(1,\)",
+        ),
+        (
+            GAUSSIAN,
+            ignores_the_batch_of_t,
+            ValueError,
+            r"batch shape \(3, 2\) for x .* got \(2,\).*t broadcast against it",
+        ),
+        (
+            GAUSSIAN,
+            lambda x, t: dist.Normal(jnp.zeros(2), 1.0).to_event(1),
+            ValueError,
+            r"batch shape \(3, 2\) .* got \(\)",
+        ),
+        (
+            GAUSSIAN,
+            lambda x, t: dist.Bernoulli(logits=x).to_event(1),
+            ValueError,
+            "a continuous distribution, as the kernel's states are; got the discrete",
+        ),
+        (
+            BERNOULLI,
+            lambda x, t: dist.Normal(x, 1.0).to_event(1),
+            ValueError,
+            "a discrete distribution, as the kernel's states are; got the continuous",
+        ),
+        (
+            GAUSSIAN,
+            lambda x, t: dist.LogNormal(x, 1.0).to_event(1),
+            ValueError,
+            r"states, Real\(\); got .* over Positive",
+        ),
+        (
+            GAUSSIAN,
+            lambda x, t: dist.Uniform(x - 1, x + 1).to_event(1),
+            ValueError,
+            r"over the kernel's states, Real\(\); got .* over Interval",
+        ),
+        (
+            BERNOULLI,
+            lambda x, t: dist.Poisson(jnp.exp(x)).to_event(1),
+            ValueError,
+            r"over the kernel's states, Boolean\(\); got .* over IntegerNonnegative",
+        ),
+        (
+            GAUSSIAN,
+            declares_a_parameter,
+            ValueError,
+            r"plain function .* declares the sites \['drift'\].*silently.*outside it",
+        ),
+        (GAUSSIAN, declares_a_site, ValueError, r"plain function .* declares the sites \['width'\]"),
+    ],
+)
+def test_a_step_that_is_none(name, kernel, step, error, message):
+    steps = {"reverse": kernel.step, name: step}
+    if name == "decode" and callable(step):
+        steps["decode"] = lambda x1: step(x1, None)
+    with pytest.raises(error, match=f"Expected `{name}` .*{message}"):
+        dpm.Diffusion(kernel, **steps)
+
+
+@pytest.mark.parametrize("missing", ["num_steps", "event_shape", "stationary", "step"])
+def test_a_kernel_that_lacks_a_part(missing):
+    names = {"num_steps", "event_shape", "stationary", "step"} - {missing}
+    parts = {name: getattr(GAUSSIAN, name) for name in names}
+    kernel = type("OwnKernel", (), {name: staticmethod(p) if callable(p) else p for name, p in parts.items()})()
+    with pytest.raises(TypeError, match=f"Expected a kernel with num_steps, .*; got no {missing}"):
+        dpm.Diffusion(kernel, shrink)
+
+
+def test_a_reverse_step_is_checked_without_being_run():
+    """On shapes alone: no array is made, whatever the network costs."""
+    seen = []
+
+    def reverse(x, t):
+        seen.append((type(x), x.shape, t.shape))
+        return shrink(x, t)
+
+    dpm.Diffusion(GAUSSIAN, reverse)
+    assert all(issubclass(kind, jax.core.Tracer) for kind, _, _ in seen)
+    # a chain of one step has no reverse step to check
+    dpm.Diffusion(dpm.GaussianKernel(np.array([0.5]), (2,)), lambda x, t: None)
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("kernel", "x0"),
+    [
+        (GAUSSIAN, np.array([[0.5, -1.0], [2.0, 0.0]])),
+        (GAUSSIAN, [0.5, -1.0]),
+        (GAUSSIAN, np.ones((2, 3, 2), np.float32)),
+        (BERNOULLI, np.array([0, 1, 1])),
+        (BERNOULLI, np.array([[0.0, 1.0, 1.0]])),
+        (BERNOULLI, np.array([False, True, True])),
+    ],
+)
+def test_good_data_pass_as_they_are(kernel, x0):
+    np.testing.assert_array_equal(check_data(kernel, x0), x0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "x0", "error", "message"),
+    [
+        (GAUSSIAN, "swiss roll", TypeError, "a numeric array; got str"),
+        (GAUSSIAN, None, TypeError, "a numeric array; got NoneType"),
+        (GAUSSIAN, np.array(["a", "b"]), TypeError, "a numeric array; got ndarray"),
+        (GAUSSIAN, np.ones((3, 2), int), TypeError, "floating-point numbers.*got int64. Convert it"),
+        (GAUSSIAN, np.ones((3, 2), bool), TypeError, "floating-point numbers.*got bool"),
+        (GAUSSIAN, np.ones((3, 2), complex), TypeError, "floating-point numbers.*got complex128"),
+        (BERNOULLI, np.ones((2, 3), complex), TypeError, "got complex128"),
+        (GAUSSIAN, np.ones((2, 3)), ValueError, r"event shape \(2,\); got \(2, 3\)"),
+        (GAUSSIAN, 1.0, ValueError, r"event shape \(2,\); got \(\)"),
+        (GAUSSIAN, np.ones((3, 2, 1)), ValueError, r"event shape \(2,\); got \(3, 2, 1\)"),
+        (BERNOULLI, np.ones((3, 2), int), ValueError, r"event shape \(3,\); got \(3, 2\)"),
+        (GAUSSIAN, np.ones((0, 2)), ValueError, r"at least one datum in `x0`; got shape \(0, 2\)"),
+        (GAUSSIAN, np.array([[1.0, np.nan], [np.inf, 0.0]]), ValueError, "to be finite; got 2 NaN or infinite values"),
+        (BERNOULLI, np.array([0.0, 1.0, np.nan]), ValueError, "to be finite; got 1 NaN"),
+        (BERNOULLI, np.array([0, 1, 2]), ValueError, "within the support .*Boolean.*got values from 0 to 2"),
+        (BERNOULLI, np.array([0.0, 0.5, 1.0]), ValueError, "within the support .*got values from 0.0 to 1.0"),
+        (BERNOULLI, np.array([-1, 1, 1]), ValueError, "within the support .*got values from -1 to 1"),
+    ],
+)
+def test_bad_data(kernel, x0, error, message):
+    diffusion = dpm.Diffusion(kernel, kernel.step)
+    with pytest.raises(error, match=message):
+        check_data(kernel, x0)
+    with numpyro.handlers.seed(rng_seed=0), pytest.raises(error, match=message):
+        dpm.forward_chain("x", diffusion, x0)
+    if x0 is not None:
+        with numpyro.handlers.seed(rng_seed=0), pytest.raises(error, match=message):
+            dpm.reverse_chain("x", diffusion, obs=x0)
+
+
+def test_under_jit_shapes_are_checked_and_values_pass():
+    np.testing.assert_array_equal(jax.jit(lambda x0: check_data(GAUSSIAN, x0))(np.array([np.nan, 1.0])), [np.nan, 1.0])
+    with pytest.raises(ValueError, match=r"event shape \(2,\); got \(3,\)"):
+        jax.jit(lambda x0: check_data(GAUSSIAN, x0))(np.ones(3))
+    with pytest.raises(ValueError, match="to be finite"):  # data closed over are known even while a program is traced
+        jax.jit(lambda: check_data(GAUSSIAN, np.array([np.nan, 1.0])))()

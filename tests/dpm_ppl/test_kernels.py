@@ -1,0 +1,374 @@
+"""Laws that hold for every kernel, by quadrature over a coordinate's states (Gaussian) or enumeration (Bernoulli)."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.distributions.kl import kl_divergence
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.optim import Adam
+
+import dpm_ppl as dpm
+from dpm_ppl.schedules import constant_fraction, cosine, learned, linear, log_snr
+
+KERNELS = {
+    "gaussian_constant_fraction": lambda: dpm.GaussianKernel(constant_fraction(6), ()),  # beta_T = 1, alpha_bar_T = 0
+    "gaussian_cosine": lambda: dpm.GaussianKernel(cosine(5), (3,)),
+    "gaussian_log_snr": lambda: dpm.GaussianKernel(log_snr(4, first=2.5, last=-5.0), (2, 2, 3)),
+    "bernoulli_constant_fraction": lambda: dpm.BernoulliKernel(constant_fraction(5), (3,), 0.2),
+    "bernoulli_linear": lambda: dpm.BernoulliKernel(linear(6, first=0.05, last=0.7), ()),
+    "bernoulli_cosine": lambda: dpm.BernoulliKernel(cosine(4), (2, 2, 3), 0.7),
+}
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def kernel(request):
+    return KERNELS[request.param]()
+
+
+def is_gaussian(kernel):
+    return isinstance(kernel, dpm.GaussianKernel)
+
+
+def states(kernel):
+    """Nodes and weights of a sum over one coordinate's states; to rounding the trapezoid rule is exact for normals."""
+    if is_gaussian(kernel):
+        nodes = np.linspace(-8.0, 8.0, 129)
+        return nodes, np.full(nodes.shape, nodes[1] - nodes[0])
+    return np.array([0, 1]), np.ones(2)
+
+
+def grid(kernel):
+    """The nodes as states, every coordinate at the same node: shape (nodes, *event)."""
+    nodes, _ = states(kernel)
+    return np.broadcast_to(nodes.reshape(-1, *(1,) * len(kernel.event_shape)), (len(nodes), *kernel.event_shape))
+
+
+def all_steps(kernel, *, batch_dims=0):
+    """Steps 1..T, to broadcast against a batch: shape (T, 1, ..., 1)."""
+    return np.arange(1, kernel.num_steps + 1).reshape(-1, *(1,) * batch_dims)
+
+
+def per_coordinate(distribution):
+    return getattr(distribution, "base_dist", distribution)
+
+
+def density(kernel, law, *states_and_t):
+    """Each coordinate's own density under a law at every node, as they are independent: (nodes, *batch, *event)."""
+    nodes, _ = states(kernel)
+
+    def evaluate(nodes, *args):
+        distribution = law(*args)
+        assert distribution.event_shape == kernel.event_shape
+        return jnp.exp(per_coordinate(distribution).log_prob(nodes.reshape(-1, *(1,) * len(distribution.shape()))))
+
+    return np.asarray(jax.jit(evaluate)(nodes, *states_and_t))
+
+
+@cache
+def transitions(kernel):
+    """T_t(y | x) of each coordinate for all t: shape (y, t, x, *event)."""
+    return density(kernel, kernel.step, grid(kernel), all_steps(kernel, batch_dims=1))
+
+
+@cache
+def stationary(kernel):
+    """pi of each coordinate: shape (nodes, *event)."""
+    return density(kernel, kernel.stationary)
+
+
+def draw(kernel, key, shape=()):
+    """Data, different in every coordinate, and not from pi."""
+    rng, shape = np.random.default_rng(key), (*shape, *kernel.event_shape)
+    return 0.6 + rng.normal(size=shape) if is_gaussian(kernel) else rng.binomial(1, 0.4, shape)
+
+
+@cache
+def composed(kernel):
+    """One datum, and q(x^t | x^0) by composing `step`: shape (nodes, T, *event)."""
+    x0, (_, weights), matrix = draw(kernel, 3), states(kernel), transitions(kernel)
+    after = [density(kernel, kernel.step, x0, 1)]
+    for t in range(2, kernel.num_steps + 1):
+        after.append(np.einsum("yx...,x...,x->y...", matrix[:, t - 1], after[-1], weights))
+    return x0, np.stack(after, 1)
+
+
+# Laws
+
+
+def test_step_keeps_the_stationary_distribution(kernel):
+    _, weights = states(kernel)
+    pi = stationary(kernel)
+    after = np.einsum("ytx...,x...,x->ty...", transitions(kernel), pi, weights)
+    np.testing.assert_allclose(after, np.broadcast_to(pi, after.shape), atol=1e-10)
+
+
+def test_stationary_and_step_are_the_papers(kernel):
+    """SD15 table App.1 written out: the other laws would all pass with another beta."""
+    x, beta = draw(kernel, 1), np.asarray(kernel.beta).reshape(-1, *(1,) * len(kernel.event_shape))
+    pi, step = per_coordinate(kernel.stationary()), per_coordinate(kernel.step(x, all_steps(kernel)))
+    shape = (kernel.num_steps, *kernel.event_shape)
+    if is_gaussian(kernel):
+        np.testing.assert_array_equal([pi.loc, pi.scale], [np.zeros(kernel.event_shape), np.ones(kernel.event_shape)])
+        np.testing.assert_allclose(step.loc, np.sqrt(1 - beta) * x, rtol=1e-12)
+        np.testing.assert_allclose(np.broadcast_to(step.scale**2, shape), np.broadcast_to(beta, shape), rtol=1e-12)
+    else:
+        np.testing.assert_allclose(pi.probs, np.full(kernel.event_shape, kernel.rate), rtol=1e-12)
+        np.testing.assert_allclose(step.probs, (1 - beta) * x + beta * kernel.rate, rtol=1e-12)
+
+
+def test_composed_steps_are_the_marginal(kernel):
+    x0, expected = composed(kernel)
+    np.testing.assert_allclose(density(kernel, kernel.marginal, x0, all_steps(kernel)), expected, atol=1e-9)
+
+
+def test_posterior_is_bayes_rule(kernel):
+    _, weights = states(kernel)
+    at = [40, 64, 81] if is_gaussian(kernel) else [0, 1]  # x^t = -3, 0, 2.125, or either bit
+    x0, before = composed(kernel)
+    # (x^(t-1), t, x^t, *event)
+    joint = transitions(kernel)[at, 1:].swapaxes(0, 2) * before[:, :-1, None]
+    expected = joint / np.einsum("xtk...,x->tk...", joint, weights)
+    posterior = density(kernel, kernel.posterior, x0, grid(kernel)[at], all_steps(kernel, batch_dims=1)[1:])
+    np.testing.assert_allclose(posterior, expected, atol=1e-9)
+
+
+def test_detailed_balance(kernel):
+    flow = np.moveaxis(transitions(kernel), 1, 0) * stationary(kernel)  # (t, y, x, *event): pi(x) T(y | x)
+    np.testing.assert_allclose(flow, np.swapaxes(flow, 1, 2), atol=1e-13)
+
+
+def test_posterior_of_the_first_step_is_a_point_mass_at_the_data(kernel):
+    x0, x1 = draw(kernel, 5, (40,)), draw(kernel, 6, (40,))
+
+    @jax.jit
+    def draw_and_score(key):
+        posterior = kernel.posterior(x0, x1, 1)
+        base = per_coordinate(posterior)
+        return posterior.sample(key, (3,)), None if is_gaussian(kernel) else (base.log_prob(x0), base.log_prob(1 - x0))
+
+    drawn, scores = draw_and_score(jax.random.key(0))
+    np.testing.assert_allclose(drawn, np.broadcast_to(x0, drawn.shape), atol=1e-14)
+    if scores is not None:
+        certain, impossible = scores
+        np.testing.assert_array_equal(certain, 0.0)
+        assert (np.isfinite(impossible) & (impossible < -1e30)).all()  # an infinity would make gradients NaN
+
+
+def test_divergence_of_the_posterior_from_itself_is_zero(kernel):
+    x0, xt, t = draw(kernel, 7), draw(kernel, 8), all_steps(kernel)[is_gaussian(kernel) :]  # normal of scale 0 at t = 1
+
+    @jax.jit
+    def divergence(t, other):
+        return kl_divergence(kernel.posterior(x0, xt, t), kernel.posterior(x0, xt, other))
+
+    np.testing.assert_allclose(divergence(t, t), 0.0, atol=1e-13)
+    assert (divergence(t[1:], t[:-1]) > 1e-6).all()  # another step's is another distribution
+
+
+@pytest.mark.parametrize("family", [dpm.GaussianKernel, dpm.BernoulliKernel])
+def test_finite_where_no_signal_is_left(family):
+    kernel = family(constant_fraction(4), (3,))
+    assert kernel.beta[-1] == 1
+    assert kernel.alpha_bar[-1] == 0
+    x0, xt = draw(kernel, 9) * 1.0, draw(kernel, 10) * 1.0  # floating: also where a bit is read as a rate
+
+    @jax.jit
+    def log_probs(x0, xt):
+        before = kernel.posterior(x0, xt, 4)
+        return jnp.stack([kernel.step(x0, 4).log_prob(xt), kernel.marginal(x0, 4).log_prob(xt), before.log_prob(xt)])
+
+    assert np.isfinite(log_probs(x0, xt)).all()
+    assert all(np.isfinite(gradient).all() for gradient in jax.jit(jax.jacrev(log_probs, (0, 1)))(x0, xt))
+    # What has forgotten its past is pi, and the last state says nothing of the one before.
+    np.testing.assert_allclose(log_probs(x0, xt)[:2], kernel.stationary().log_prob(xt), rtol=1e-12)
+    np.testing.assert_allclose(log_probs(x0, xt)[2], kernel.marginal(x0, 3).log_prob(xt), rtol=1e-12)
+
+
+def test_gradients_at_the_last_step_are_the_closed_forms():
+    """d log q(x^T | x^0): no signal, so none in x0 and -x in x^T; the posterior pulls on x0 alone."""
+    kernel = dpm.GaussianKernel(constant_fraction(4), (3,))
+    x0, xt = draw(kernel, 11), draw(kernel, 12)
+    in_x0, in_xt = jax.grad(lambda x0, xt: kernel.marginal(x0, 4).log_prob(xt), (0, 1))(x0, xt)
+    np.testing.assert_allclose(in_x0, 0.0, atol=1e-14)
+    np.testing.assert_allclose(in_xt, -xt, rtol=1e-12)
+    in_x0, in_xt = jax.grad(lambda x0, xt: kernel.posterior(x0, xt, 4).mean.sum(), (0, 1))(x0, xt)
+    np.testing.assert_allclose(in_x0, 0.5, rtol=1e-12)  # sqrt(alpha_bar_3), alpha_bar_3 = 1/4
+    np.testing.assert_allclose(in_xt, 0.0, atol=1e-14)
+
+
+def test_steps_broadcast_against_the_batch(kernel):
+    """t of shape (T - 1, 1) with x of shape (5, *event) is each t with each x."""
+    x0, xt, t = draw(kernel, 13, (5,)), draw(kernel, 14, (5,)), all_steps(kernel, batch_dims=1)[1:]
+
+    def laws(x0, xt, t):
+        together = kernel.step(x0, t), kernel.marginal(x0, t), kernel.posterior(x0, xt, t)
+        return jnp.stack([law.log_prob(xt) for law in together])
+
+    one = jax.jit(laws)
+    one_by_one = np.array([[one(x0[i], xt[i], int(step)) for i in range(5)] for step in t[:, 0]])
+    np.testing.assert_allclose(one(x0, xt, t), np.moveaxis(one_by_one, -1, 0), rtol=1e-12)
+    eager = kernel.marginal(x0[2], 2).log_prob(xt[2])  # t a Python integer
+    np.testing.assert_allclose(eager, one_by_one[0, 2, 1], rtol=1e-12)
+
+
+def test_alpha_bar_is_the_product_of_what_each_step_keeps(kernel):
+    expected = np.concatenate([[1.0], np.cumprod(1 - np.asarray(kernel.beta))])
+    np.testing.assert_allclose(kernel.alpha_bar, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_traced_schedule_gives_the_same_laws_and_a_gradient():
+    """beta may be learned, so a kernel built under a transformation is the kernel built outside."""
+    kernel = dpm.GaussianKernel(linear(4, first=0.1, last=0.8), (3,))
+    x0, xt, t = draw(kernel, 15), draw(kernel, 16), all_steps(kernel)
+
+    def log_prob(beta):
+        traced = dpm.GaussianKernel(beta, kernel.event_shape)
+        return traced.marginal(x0, t).log_prob(xt).sum() + traced.posterior(x0, xt, t[1:]).log_prob(x0).sum()
+
+    traced = jax.jit(log_prob)
+    fixed = jax.jit(lambda: log_prob(np.asarray(kernel.beta)))()
+    np.testing.assert_allclose(traced(kernel.beta), fixed, rtol=1e-12)
+    differences = [(traced(kernel.beta + e) - traced(kernel.beta - e)) / 2e-6 for e in 1e-6 * np.eye(4)]
+    np.testing.assert_allclose(jax.grad(traced)(kernel.beta), differences, rtol=1e-6, atol=1e-7)
+
+
+def gaussian_coefficients(beta):
+    """Means per unit of state, scales and posterior weights, at every step of a long chain."""
+    kernel, t, one = dpm.GaussianKernel(beta, (1,)), np.arange(1, len(beta) + 1), jnp.ones((len(beta), 1))
+    once, many = kernel.step(one, t).base_dist, kernel.marginal(one, t).base_dist
+    return once.loc, once.scale, many.loc, many.scale, *kernel.posterior_coefficients(t)
+
+
+def bernoulli_logits(beta):
+    """Logits of the three laws for all values of the bits; of the posterior from step 2, as step 1 is certain."""
+    kernel, t = dpm.BernoulliKernel(beta, (1,), 0.2), np.arange(1, len(beta) + 1)
+    zero, one = jnp.zeros((len(beta), 1)), jnp.ones((len(beta), 1))
+    laws = [law(x, t) for law in (kernel.step, kernel.marginal) for x in (zero, one)]
+    laws += [kernel.posterior(x0[1:], xt[1:], t[1:]) for x0 in (zero, one) for xt in (zero, one)]
+    return [law.base_dist.logits for law in laws]
+
+
+@pytest.mark.parametrize("schedule", [constant_fraction, partial(linear, first=1e-6, last=2e-3), log_snr])
+def test_single_precision_holds_over_ten_thousand_steps(schedule):
+    beta = schedule(10_000)
+
+    def evaluate():
+        fixed = jax.jit(lambda: (gaussian_coefficients(beta), bernoulli_logits(beta)))()
+        learned = jax.jit(gaussian_coefficients)(beta)  # summed in the precision of the moment
+        return jax.tree.map(lambda array: np.asarray(array, np.float64), (*fixed, learned))
+
+    exact = evaluate()
+    with jax.enable_x64(False):
+        single = evaluate()
+        assert dpm.GaussianKernel(beta, ()).beta.dtype == jnp.float32
+    for rtol, atol, expected, came in zip((2e-6, 2e-6, 1e-4), (0, 1e-6, 0), exact, single, strict=True):
+        for a, b in zip(expected, came, strict=True):
+            np.testing.assert_allclose(b, a, rtol=rtol, atol=atol)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("family", [dpm.GaussianKernel, dpm.BernoulliKernel])
+class TestBadInput:
+    @pytest.mark.parametrize("bad", [0.0, -0.1, 1.5, np.nan, np.inf])
+    def test_rate_out_of_range(self, family, bad):
+        with pytest.raises(ValueError, match=rf"every `beta` in \(0, 1\]; got beta_2 = {bad}"):
+            family(np.array([0.1, bad, 0.5]), (2,))
+
+    def test_range_is_checked_where_a_program_is_traced(self, family):
+        with pytest.raises(ValueError, match=r"every `beta` in \(0, 1\]; got beta_1 = 2"):
+            jax.jit(lambda x: family(np.array([2.0]), ()).step(x, 1).log_prob(x))(0.0)
+
+    @pytest.mark.parametrize("shape", [(10, 1), (), (0,)])
+    def test_shape_of_rates(self, family, shape):
+        with pytest.raises(ValueError, match=r"Expected `beta` of shape \(T,\).*got \(" + ", ".join(map(str, shape))):
+            family(np.full(shape, 0.1), (2,))
+
+    @pytest.mark.parametrize("beta", [np.array([1, 1]), np.array([True]), np.array([0.1 + 0j]), "linear", None])
+    def test_rates_that_are_no_floats(self, family, beta):
+        with pytest.raises(TypeError, match="Expected `beta` to be a floating-point array; got"):
+            family(beta, (2,))
+
+    def test_rates_as_a_list(self, family):
+        np.testing.assert_array_equal(family([0.1, 0.5], ()).beta, [0.1, 0.5])
+
+    @pytest.mark.parametrize("event_shape", [2, None, (2.0,), "ab", np.array([2])])
+    def test_event_shape_that_is_no_tuple_of_integers(self, family, event_shape):
+        with pytest.raises(TypeError, match="Expected `event_shape` to be a tuple of integers"):
+            family(np.array([0.1]), event_shape)
+
+    @pytest.mark.parametrize("event_shape", [(0,), (2, -1)])
+    def test_event_shape_without_a_size(self, family, event_shape):
+        with pytest.raises(ValueError, match="Expected every size in `event_shape` to be at least 1; got"):
+            family(np.array([0.1]), event_shape)
+
+    @pytest.mark.parametrize("t", [0, 5, -1, np.array([1, 5]), np.array([[0], [2]])])
+    def test_step_outside_the_chain(self, family, t):
+        kernel, x = family(constant_fraction(4), (2,)), np.ones((2, 2))
+        for law in (kernel.step, kernel.marginal, partial(kernel.posterior, x)):
+            with pytest.raises(ValueError, match=rf"Expected 1 <= t <= 4 .*got t from {np.min(t)} to {np.max(t)}"):
+                law(x, t)
+
+    @pytest.mark.parametrize("t", [1.0, np.array([1.0, 2.0]), True])
+    def test_step_that_is_no_integer(self, family, t):
+        kernel, x = family(constant_fraction(4), (2,)), np.ones((2, 2))
+        for law in (kernel.step, kernel.marginal, partial(kernel.posterior, x)):
+            with pytest.raises(TypeError, match="Expected the step `t` to be an integer.*got (float|bool)"):
+                law(x, t)
+
+    @pytest.mark.parametrize("shape", [(2,), (), (3, 2, 1), (2, 2)])
+    def test_state_of_another_event_shape(self, family, shape):
+        kernel, x, good = family(constant_fraction(4), (3, 2)), np.ones(shape), np.ones((3, 2))
+        for law in (
+            kernel.step,
+            kernel.marginal,
+            partial(kernel.posterior, good),
+            lambda x, t: kernel.posterior(x, good, t),
+        ):
+            with pytest.raises(ValueError, match=r"event shape \(3, 2\); got \(" + ", ".join(map(str, shape))):
+                law(x, 2)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.2, 1.2, np.nan, np.array([0.2, 0.3])])
+def test_base_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match=r"Expected `rate` to be one number in \(0, 1\)"):
+        dpm.BernoulliKernel(constant_fraction(3), (2,), rate)
+
+
+def bernoulli_program(x0):
+    kernel = dpm.BernoulliKernel(learned("beta", 4), (2,))
+    dpm.forward_chain("x", dpm.Diffusion(kernel, kernel.step), x0)
+
+
+def test_no_learned_schedule_under_discrete_states():
+    reason = "fixed schedule under a Bernoulli kernel.*no reparameterised gradient.*constant_fraction"
+    x0 = np.array([0, 1])
+    with handlers.seed(rng_seed=0), pytest.raises(TypeError, match=reason):
+        bernoulli_program(x0)
+    with pytest.raises(TypeError, match=reason):
+        jax.jit(lambda: handlers.seed(bernoulli_program, 0)(x0))()
+    svi = SVI(lambda x0: numpyro.sample("unused", dist.Normal()), bernoulli_program, Adam(1e-3), Trace_ELBO())
+    with pytest.raises(TypeError, match=reason):
+        svi.init(jax.random.key(0), x0)
+    with pytest.raises(TypeError, match=reason):
+        jax.jit(svi.init)(jax.random.key(0), x0)
+
+    def loss(params):
+        return handlers.substitute(handlers.seed(bernoulli_program, 0), data=params)(x0)
+
+    with pytest.raises(TypeError, match=reason):
+        jax.grad(loss)({"beta": jnp.zeros(3)})
+
+
+def test_a_learned_schedule_read_back_as_numbers_is_fixed():
+    """Rates that someone learned under a Gaussian kernel and saved are an ordinary schedule."""
+    with handlers.seed(rng_seed=0):
+        rates = np.array(learned("beta", 4))
+    assert dpm.BernoulliKernel(rates, (2,)).num_steps == 4
