@@ -1,0 +1,19 @@
+"""Algorithms over programs; installed as `dpm_ppl.inference`."""
+
+from dpm_ppl.inference.bound import Bound as Bound
+from dpm_ppl.inference.bound import bound as bound
+from dpm_ppl.inference.entropy import EntropyBounds as EntropyBounds
+from dpm_ppl.inference.entropy import entropy_bounds as entropy_bounds
+from dpm_ppl.inference.fit import Fit as Fit
+from dpm_ppl.inference.fit import fit as fit
+from dpm_ppl.inference.importance import importance_weights as importance_weights
+from dpm_ppl.inference.instantiate import instantiate as instantiate
+from dpm_ppl.inference.likelihood import Likelihood as Likelihood
+from dpm_ppl.inference.likelihood import log_likelihood as log_likelihood
+from dpm_ppl.inference.parameters import load_params as load_params
+from dpm_ppl.inference.run_directory import read_run as read_run
+from dpm_ppl.inference.sandwich import Sandwich as Sandwich
+from dpm_ppl.inference.sandwich import sandwich as sandwich
+from dpm_ppl.inference.session import NonFiniteLossError as NonFiniteLossError
+from dpm_ppl.inference.work import DissipatedWork as DissipatedWork
+from dpm_ppl.inference.work import dissipated_work as dissipated_work

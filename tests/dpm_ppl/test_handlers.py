@@ -1,0 +1,279 @@
+"""`subsample_steps`: unbiased for the exact ELBO and its gradient, at any size, within any program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.distributions import kl_divergence
+from numpyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer.elbo import ELBO
+
+import dpm_ppl as dpm
+from tests.oracles import STATES, BernoulliOracle, GaussianOracle, WithoutClosedForms, data, estimates, programs, worst
+
+BITS = BernoulliOracle()
+EXACT = GaussianOracle.exact(10)
+SPOILED = EXACT.spoiled()
+SHORT = GaussianOracle.exact(4).spoiled()
+X0 = data(3)
+ALL = jnp.asarray(STATES)
+
+
+def subsampled(programs, size):
+    return tuple(dpm.subsample_steps(program, size=size) for program in programs)
+
+
+def bits_loss(params, x0=ALL):
+    return -BITS.elbos(params["table"])[x0 @ np.array([4, 2, 1])].sum()
+
+
+def assert_unbiased(elbo: ELBO, pair, params, *args, exact, num=3000):
+    """The loss and every entry of its gradient within 3 standard errors of a closed form of the parameters."""
+    loss, gradient = jax.value_and_grad(exact)(params)
+    losses, gradients = estimates(elbo, *pair, params, *args, num=num)
+    assert worst(losses, loss) < 3
+    assert worst(gradients, gradient) < 3
+
+
+@pytest.mark.parametrize(
+    ("oracle", "elbo", "size"),
+    [
+        (EXACT, TraceMeanField_ELBO(), 8),
+        (SPOILED, TraceMeanField_ELBO(), 1),
+        (SPOILED, TraceMeanField_ELBO(), 8),
+        (SPOILED, TraceMeanField_ELBO(), None),
+        (SPOILED, Trace_ELBO(), 1),
+        (SPOILED, Trace_ELBO(), 8),
+        (SPOILED, Trace_ELBO(), None),
+    ],
+)
+def test_gaussian_loss_and_every_gradient(oracle, elbo, size):
+    pair = subsampled(programs(oracle.diffusion), size)
+    assert_unbiased(elbo, pair, oracle.params, X0, exact=lambda params: -oracle.elbos(X0, params).sum())
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["Trace_ELBO", "TraceMeanField_ELBO"])
+@pytest.mark.parametrize("size", [1, 3, None])
+def test_bernoulli_loss_and_every_gradient(elbo, size):
+    pair = subsampled(programs(BITS.diffusion), size)
+    assert_unbiased(elbo, pair, BITS.params, ALL, exact=bits_loss)
+
+
+@pytest.mark.parametrize("size", [1, 2, None])
+@pytest.mark.parametrize("oracle", [BITS, SHORT], ids=["bits", "gaussian"])
+def test_a_kernel_without_closed_forms(oracle, size):
+    def diffusion():
+        return oracle.with_kernel(WithoutClosedForms(oracle.diffusion().kernel))
+
+    x0, exact = (ALL, bits_loss) if oracle is BITS else (X0, lambda params: -SHORT.elbos(X0, params).sum())
+    pair = subsampled(programs(diffusion), size)
+    elbo = Trace_ELBO() if size == 1 else TraceMeanField_ELBO()
+    assert_unbiased(elbo, pair, oracle.params, x0, exact=exact)
+    trace = handlers.trace(handlers.seed(handlers.substitute(pair[1], oracle.params), 0)).get_trace(x0)
+    assert "x_chain" in trace
+    assert "x_before" not in trace
+
+
+def test_every_step_is_drawn_equally_often_and_strata_differ():
+    guide = handlers.substitute(dpm.subsample_steps(programs(SPOILED.diffusion)[1], size=3), SPOILED.params)
+
+    @jax.vmap
+    def steps(key):  # t, read off the site x_at: the kernel's marginal scale is one of T
+        site = handlers.trace(handlers.seed(guide, key)).get_trace(X0)["x_at"]
+        scale = site["fn"].base_dist.base_dist.scale[..., 0]
+        signal = SPOILED.schedule()[1]
+        return jnp.argmin(jnp.abs(scale[..., None] - jnp.sqrt(1 - signal)), -1)
+
+    t = np.asarray(steps(jax.random.split(jax.random.key(0), 3000)))  # (draw, size, datum)
+    assert worst(np.eye(11)[t].mean((1, 2)), [0, 0] + [1 / 9] * 9) < 3
+    gaps = np.sort((t - t[:, :1]) % 9, axis=1)
+    np.testing.assert_array_equal(gaps, np.broadcast_to([[0], [3], [6]], gaps.shape))
+    assert (t[:, 0, 0] != t[:, 0, 1]).mean() > 0.8  # each datum has its own
+
+
+def test_stratified_steps_per_datum_are_ten_times_sharper_than_steps_shared_by_the_batch():
+    num_steps, x0 = 40, dpm.SwissRoll().sample(jax.random.key(1), (512,))
+
+    def diffusion():
+        kernel = dpm.GaussianKernel(dpm.schedules.constant_fraction(num_steps), (2,))
+
+        def reverse(x, t):  # the right one for a standard normal
+            signal = kernel.alpha_bar[t][..., None]
+            from_data, _, variance = kernel.posterior_coefficients(t)
+            return dpm.outputs.data_normal(
+                kernel, x, t, jnp.sqrt(signal) * x, variance=variance + from_data**2 * (1 - signal)
+            )
+
+        return dpm.Diffusion(kernel, reverse)
+
+    model, guide = subsampled(programs(diffusion), 8)
+    built = diffusion()
+    kernel = built.kernel
+
+    def per_datum(key):
+        return TraceMeanField_ELBO().loss(key, {}, model, guide, x0) / len(x0)
+
+    def shared(key):
+        keys = jax.random.split(key, 3)
+        t = jax.random.randint(keys[0], (8, 1), 2, num_steps + 1)
+        xt, x1 = kernel.marginal(x0, t).sample(keys[1]), kernel.marginal(x0, 1).sample(keys[2])
+        kl = (num_steps - 1) * kl_divergence(kernel.posterior(x0, xt, t), built.reverse(xt, t)).mean()
+        prior = kl_divergence(kernel.marginal(x0, num_steps), kernel.stationary()).mean()
+        return kl + prior - built.decode(x1).log_prob(x0).mean()
+
+    keys = jax.random.split(jax.random.key(0), 300)
+    sharp, blunt = (
+        np.asarray(jax.jit(lambda keys, f=f: jax.lax.map(f, keys, batch_size=50))(keys)) for f in (per_datum, shared)
+    )
+    assert worst(blunt, sharp.mean()) < 3
+    assert blunt.std() > 10 * sharp.std()
+
+
+def test_nested_and_subsampled_plates():
+    def around(statement):
+        def program(x0):
+            chain = BITS.diffusion()
+            with (
+                numpyro.plate("rows", 40, subsample_size=4, dim=-2),
+                numpyro.plate("columns", 2, dim=-1),
+            ):
+                statement(chain, x0)
+
+        return program
+
+    def model(chain, x0):
+        dpm.reverse_chain("x", chain, obs=x0)
+
+    def guide(chain, x0):
+        dpm.forward_chain("x", chain, x0)
+
+    pair = subsampled((around(model), around(guide)), 2)
+    assert_unbiased(
+        TraceMeanField_ELBO(),
+        pair,
+        BITS.params,
+        ALL.reshape(4, 2, 3),
+        exact=lambda params: 10 * bits_loss(params),
+        num=2000,
+    )
+
+
+def without_plate(diffusion):
+    return (
+        lambda x0: dpm.reverse_chain("x", diffusion(), obs=x0),
+        lambda x0: dpm.forward_chain("x", diffusion(), x0),
+    )
+
+
+def test_a_single_datum_needs_no_plate():
+    pair = subsampled(without_plate(BITS.diffusion), 2)
+    assert_unbiased(TraceMeanField_ELBO(), pair, BITS.params, ALL[5], exact=lambda params: bits_loss(params, ALL[5]))
+
+
+@pytest.mark.parametrize("wrap", [lambda pair: pair, lambda pair: subsampled(pair, 2)], ids=["plain", "subsampled"])
+def test_a_batch_without_a_plate_is_an_error(wrap):
+    pair = wrap(without_plate(BITS.diffusion))
+    with pytest.raises(ValueError, match="Model and guide shapes disagree at site"):  # NumPyro's own
+        TraceMeanField_ELBO().loss(jax.random.key(0), BITS.params, *pair, ALL)
+
+
+@pytest.mark.parametrize("size", [None, 2, "plain"])
+def test_two_chains_a_global_latent_a_parameter_and_extra_arguments(size):
+    def model(x0, bits, y, *, noise):
+        x, z = SHORT.diffusion(), BITS.diffusion()
+        level = numpyro.sample("level", dist.Normal(0, 1))
+        offset = numpyro.param("offset", 0.0)
+        numpyro.sample("y", dist.Normal(level + offset, noise), obs=y)
+        with numpyro.plate("data", len(x0)):
+            dpm.reverse_chain("x", x, obs=x0)
+        with numpyro.plate("bits", len(bits)):
+            dpm.reverse_chain("z", z, obs=bits)
+
+    def guide(x0, bits, y, *, noise):
+        x, z = SHORT.diffusion(), BITS.diffusion()
+        numpyro.sample("level", dist.Normal(numpyro.param("mean", 0.0), numpyro.param("scale", 1.0)))
+        with numpyro.plate("data", len(x0)):
+            dpm.forward_chain("x", x, x0)
+        with numpyro.plate("bits", len(bits)):
+            dpm.forward_chain("z", z, bits)
+
+    y, noise = 1.3, 0.8
+    params = SHORT.params | BITS.params | {"offset": 0.4, "mean": 0.2, "scale": 0.6}
+    params = jax.tree.map(jnp.asarray, params)
+
+    def exact(params):
+        mean, scale = params["mean"], params["scale"]
+        kl = 0.5 * (mean**2 + scale**2 - 1) - jnp.log(scale)
+        square = ((y - params["offset"] - mean) ** 2 + scale**2) / noise**2
+        chains = -SHORT.elbos(X0, params).sum() + bits_loss(params)
+        return chains + kl + 0.5 * square + 0.5 * jnp.log(2 * jnp.pi * noise**2)
+
+    def bind(program):
+        return lambda *args: program(*args, noise=noise)
+
+    pair = (bind(model), bind(guide))
+    pair = pair if size == "plain" else subsampled(pair, size)
+    assert_unbiased(TraceMeanField_ELBO(), pair, params, X0, ALL, y, exact=exact)
+
+
+def test_bad_sizes():
+    model, guide = programs(SHORT.diffusion)
+    for size, error, message in (
+        (0, ValueError, "`size` to be at least 1; got 0"),
+        (2.0, TypeError, "integer or None; got 2.0"),
+        (True, TypeError, "integer or None; got True"),
+    ):
+        with pytest.raises(error, match=message):
+            dpm.subsample_steps(model, size=size)
+    for program in (model, guide):
+        with pytest.raises(ValueError, match=r"`size` of subsample_steps to be at most T - 1 = 3; got 4"):
+            handlers.seed(dpm.subsample_steps(program, size=4), 0)(X0)
+
+
+def test_different_diffusions_or_sizes_in_model_and_guide():
+    key, elbo = jax.random.key(0), TraceMeanField_ELBO()
+    model, guide = programs(SHORT.diffusion)
+    with pytest.raises(ValueError, match=r"'x_first' the guide has T = 10, .*size 2 and the model T = 4, .*size 2"):
+        elbo.loss(key, {}, *subsampled((model, programs(SPOILED.diffusion)[1]), 2), X0)
+    with pytest.raises(ValueError, match=r"guide has T = 4, event shape \(2,\), size 3 and the model .* size 2"):
+        elbo.loss(key, {}, dpm.subsample_steps(model, size=2), dpm.subsample_steps(guide, size=3), X0)
+
+    def wide():
+        kernel = dpm.GaussianKernel(dpm.schedules.constant_fraction(4), (2, 1))
+        return dpm.Diffusion(kernel, lambda x, t: dist.Normal(x, 1).to_event(2))
+
+    with pytest.raises(
+        ValueError, match=r"guide has T = 4, event shape \(2, 1\), size 2 and the model .*\(2,\), size 2"
+    ):
+        elbo.loss(key, {}, *subsampled((model, lambda x0: programs(wide)[1](x0[..., None])), 2), X0)
+
+
+def test_only_one_of_model_and_guide_wrapped():
+    key, elbo = jax.random.key(0), TraceMeanField_ELBO()
+    model, guide = programs(SHORT.diffusion)
+    with pytest.raises(ValueError, match="Expected a guide's draws"):
+        elbo.loss(key, {}, dpm.subsample_steps(model, size=2), guide, X0)
+    with pytest.raises(UserWarning, match="vars in guide but not model(.|\n)*x_first"):  # NumPyro's own, an error here
+        elbo.loss(key, {}, model, dpm.subsample_steps(guide, size=2), X0)
+
+
+def test_a_model_needs_its_guides_draws():
+    model, _ = programs(SHORT.diffusion)
+    wrapped = dpm.subsample_steps(model, size=2)
+    with pytest.raises(ValueError, match="Sample from the plain model, without subsample_steps"):
+        handlers.seed(wrapped, 0)(X0)
+    with pytest.raises(ValueError, match="Sample from the plain model, without subsample_steps"):
+        Predictive(wrapped, params=SHORT.params, num_samples=2)(jax.random.key(0), size=3)
+
+
+def test_duplicate_names():
+    def twice(x0):
+        chain = SHORT.diffusion()
+        dpm.forward_chain("x", chain, x0)
+        dpm.forward_chain("x", chain, x0)
+
+    with pytest.raises(AssertionError, match="unique names but got `x_first` duplicated"):  # NumPyro's own
+        handlers.trace(handlers.seed(dpm.subsample_steps(twice, size=2), 0)).get_trace(X0)
