@@ -1,0 +1,147 @@
+"""Minibatches: the batch of an iteration, a function of a random key and the iteration, drawn in a compiled loop."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array, lax
+
+
+class Batches(Protocol):
+    """Where each iteration's batch comes from."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of data in a batch."""
+
+    @property
+    def num_data(self) -> int | None:
+        """Number of data in all; None where every batch is fresh."""
+
+    @property
+    def source(self) -> Any:
+        """What `draw` reads: handed to a compiled loop as an argument, so that it is no constant of the program."""
+
+    def start(self, source: Any, iteration: Array) -> Any:
+        """What `draw` carries from iteration to iteration, for a loop that begins at `iteration`."""
+
+    def draw(self, source: Any, iteration: Array, carried: Any) -> tuple[Any, Array, Array]:
+        """The carried value, the batch of shape (batch_size, *event), and the indices of its data, (batch_size,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayBatches:
+    """Batches of an array, each datum at most once an epoch, in an order of its own.
+
+    What does not fill a batch is left out until the next epoch. A batch of all the data keeps their order.
+
+    Args:
+        source: Data, shape (num_data, *event).
+        batch_size: Number of data in a batch, at most num_data.
+        key: Random key.
+    """
+
+    source: Array
+    batch_size: int
+    key: Array
+
+    @property
+    def num_data(self) -> int:
+        """Number of data in all."""
+        return len(self.source)
+
+    @property
+    def _per_epoch(self) -> int:
+        return self.num_data // self.batch_size
+
+    def start(self, source: Array, iteration: Array) -> Array:
+        """The order of the epoch that `iteration` belongs to, shape (num_data,)."""
+        if self.batch_size == self.num_data:
+            return jnp.arange(self.num_data)
+        return jax.random.permutation(jax.random.fold_in(self.key, iteration // self._per_epoch), len(source))
+
+    def draw(self, source: Array, iteration: Array, carried: Array) -> tuple[Array, Array, Array]:
+        """The batch of an iteration; `carried` is the order of its epoch, or of the one before at the first batch."""
+        place = iteration % self._per_epoch
+        order = lax.cond(place == 0, lambda: self.start(source, iteration), lambda: carried)
+        indices = lax.dynamic_slice_in_dim(order, place * self.batch_size, self.batch_size)
+        return order, jnp.take(source, indices, axis=0), indices
+
+
+@dataclass(frozen=True, eq=False)
+class FreshBatches:
+    """Batches drawn anew from a distribution at every iteration.
+
+    Args:
+        distribution: NumPyro distribution of batch shape ().
+        batch_size: Number of data in a batch.
+        key: Random key.
+    """
+
+    distribution: dist.Distribution
+    batch_size: int
+    key: Array
+    num_data = None
+    source = None
+
+    def start(self, source: None, iteration: Array) -> tuple[()]:
+        """Nothing is carried."""
+        return ()
+
+    def draw(self, source: None, iteration: Array, carried: tuple[()]) -> tuple[tuple[()], Array, Array]:
+        """The batch of an iteration; its indices count within the batch."""
+        x0 = self.distribution.sample(jax.random.fold_in(self.key, iteration), (self.batch_size,))
+        return (), x0, jnp.arange(self.batch_size)
+
+
+def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
+    """Batches of data, or a clear error.
+
+    Args:
+        data: Array of shape (num_data, *event), or a NumPyro distribution of batch shape ().
+        batch_size: Number of data in a batch.
+        key: Random key.
+
+    Returns:
+        The batches.
+
+    Raises:
+        TypeError: data is neither, or holds something else than numbers.
+        ValueError: the array is empty, has fewer data than a batch, or holds NaN or infinity; the distribution has a
+            batch shape.
+    """
+    if isinstance(data, dist.Distribution):
+        if data.batch_shape:
+            raise ValueError(
+                f"Expected `data` to be one distribution, of batch shape (); got batch shape {data.batch_shape}. "
+                f"`.to_event({len(data.batch_shape)})` makes a batch one event, dist.MixtureSameFamily an average of "
+                "its members."
+            )
+        return FreshBatches(data, batch_size, key)
+    try:
+        array = np.asarray(data)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"Expected `data` to be an array or a NumPyro distribution; got {type(data).__name__}."
+        ) from error
+    if not (np.issubdtype(array.dtype, np.bool_) or jnp.issubdtype(array.dtype, jnp.number)):
+        raise TypeError(
+            f"Expected `data` to be a numeric array or a NumPyro distribution; got {type(data).__name__} "
+            f"({array.dtype})."
+        )
+    if array.ndim < 1:
+        raise ValueError("Expected `data` of shape (num_data, *event); got a single number.")
+    if array.size == 0:
+        raise ValueError(f"Expected at least one datum in `data`; got an empty array of shape {array.shape}.")
+    if len(array) < batch_size:
+        raise ValueError(f"Expected `batch_size` to be at most the number of data, {len(array)}; got {batch_size}.")
+    if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
+        raise ValueError(
+            f"Expected `data` to be finite; got NaN or infinity in {bad.sum()} data, the first at "
+            f"{int(np.argmax(bad))}."
+        )
+    return ArrayBatches(jnp.asarray(array), batch_size, key)
