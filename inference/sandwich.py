@@ -1,4 +1,4 @@
-"""Bounds on both sides of the log likelihood, for data simulated from the model: only there are exact posteriors had."""
+"""Bounds on both sides of the log likelihood, for data simulated from the model, where exact posteriors are had."""
 
 import math
 from collections.abc import Callable, Mapping

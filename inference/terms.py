@@ -60,7 +60,7 @@ def _closed_form(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array
     first, last = kernel.marginal(x0, 1), kernel.marginal(x0, kernel.num_steps)
     x1 = first.sample(first_key)
     # log p(x^0|x^1) less a control variate of known mean, log q(x^1|x^0) - log pi(x^1): by detailed balance the rest is
-    # log pi(x^0), whatever x^1, where p(x^0|x^1) is the paper's. (Without an analytic mean it cancels: one key, one x1.)
+    # log pi(x^0), whatever x^1, where p(x^0|x^1) is the paper's. (Without an analytic mean it cancels: one key.)
     control = first.log_prob(x1) - stationary.log_prob(x1)
     reconstruction = diffusion.decode(x1).log_prob(x0) - control + _kl(first, stationary, first_key)
     prior_matching = _kl(last, stationary, last_key)

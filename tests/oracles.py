@@ -180,7 +180,8 @@ class BernoulliOracle:
 
     def log_model(self, table=None):
         """log p(x^0..x^T), shape (8,) * (T + 1)."""
-        table = self.params["table"] if table is None else table
+        if table is None:
+            return self._log_model
         one = jax.nn.sigmoid(table)
         start = np.prod(np.where(STATES == 1, self.rate, 1 - self.rate), -1)
         total = jnp.log(start).reshape(*(1,) * self.num_steps, 8)
@@ -188,6 +189,10 @@ class BernoulliOracle:
         for t in range(2, self.num_steps + 1):
             total = total + _axes(jnp.log(_to_states(one[t - 2][None])[0]), t, t - 1, self.num_steps)
         return total
+
+    @cached_property
+    def _log_model(self) -> np.ndarray:
+        return jax.device_get(jax.jit(self.log_model)(self.params["table"]))
 
     def elbos(self, table=None):
         """ELBO of each of the 8 data, by the sum over all trajectories."""
@@ -207,10 +212,10 @@ class BernoulliOracle:
             pair = joint.sum(others)  # (x0, x^(t-1), x^t)
             with np.errstate(divide="ignore", invalid="ignore"):
                 q = pair / pair.sum(1, keepdims=True)
-            model_pair = jnp.exp(log_model).sum((0, *others))  # p(x^(t-1), x^t), of which p(x^t) is divided out
+            model_pair = np.exp(log_model).sum((0, *others))  # p(x^(t-1), x^t), of which p(x^t) is divided out
             p = model_pair / model_pair.sum(0)
-            terms.append((pair * (np.log(q) - jnp.log(p))).sum((1, 2)))
-        return jnp.stack(terms, -1)
+            terms.append((pair * (np.log(q) - np.log(p))).sum((1, 2)))
+        return np.stack(terms, -1)
 
 
 STATES = np.array(list(product((0, 1), repeat=3)))

@@ -114,7 +114,7 @@ def test_independently_drawn_steps_are_refused():
     for size in (2, None):
         programs_ = (dpm.subsample_steps(fn, size=size) for fn in programs(oracle.diffusion))
         with pytest.raises(
-            ValueError, match="plain program.*subsample_steps, with site 'x_first'.*take the handler off"
+            ValueError, match="plain program.*under subsample_steps, with site 'x_first'.*take the handler off"
         ):
             weights(*programs_, data(3), params=oracle.params)
 
