@@ -51,6 +51,7 @@ def fit(
     batch_size: int = 256,
     num_steps_sampled: int | None = 8,
     optimizer: optax.GradientTransformation | None = None,
+    learning_rate: float = 3e-3,
     args: tuple[Any, ...] = (),
     loss: Any = None,
     run_dir: str | Path | None = None,
@@ -83,7 +84,8 @@ def fit(
         num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
             all.
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
-            3e-3 to 0 over num_iterations along a cosine.
+            `learning_rate` to 0 over num_iterations along a cosine.
+        learning_rate: First rate of the default optimiser, positive.
         args: Further arguments of model and guide.
         loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
         run_dir: Directory for checkpoints and `run.json`; by default nothing is written.
@@ -119,7 +121,9 @@ def fit(
     began = time.perf_counter()
     options.check_kinds(model=model, guide=guide, key=key, args=args, loss=loss, optimizer=optimizer)
     options.check_counts(num_iterations=num_iterations, batch_size=batch_size, num_checkpoints=num_checkpoints)
-    options.check_numbers(clip_norm=clip_norm, ema_decay=ema_decay, checkpoint_every=checkpoint_every)
+    options.check_numbers(
+        learning_rate=learning_rate, clip_norm=clip_norm, ema_decay=ema_decay, checkpoint_every=checkpoint_every
+    )
     options.check_flags(resume=resume, frozen_noise=frozen_noise, progress=progress)
     fingerprint = options.check_fingerprint(fingerprint)
     if resume and run_dir is None:
@@ -141,11 +145,12 @@ def fit(
     }
     if optimizer is None:
         settings["num_iterations of the default optimizer"] = int(num_iterations)
+        settings["learning_rate"] = float(learning_rate)
     path = None if run_dir is None else run_directory.open_run(run_dir, resume=resume)
 
     def chained(normaliser: int) -> optax.GradientTransformation:
         clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-        default = optax.adam(optax.cosine_decay_schedule(3e-3, num_iterations))
+        default = optax.adam(optax.cosine_decay_schedule(learning_rate, num_iterations))
         return optax.chain(optax.scale(1 / normaliser), clip, default if optimizer is None else optimizer)
 
     prepared = prepare(sampled_model, sampled_guide, batches, args, key=init_key, loss=loss, optimizer=chained)

@@ -136,9 +136,9 @@ def _trace(fn: Callable[..., Any], args: tuple[Any, ...], params: dict[str, Any]
     for name, site in _samples(sites).items():
         if "chain" in (site["infer"] or {}):
             raise ValueError(
-                "Expected the plain program, whose chains are whole trajectories; got one under subsample_steps, with site "
-                f"{name!r}. Terms at independently drawn steps estimate the bound, and their exponentials are no importance "
-                "weights: take the handler off."
+                "Expected the plain program, whose chains are whole trajectories; got one under subsample_steps, with "
+                f"site {name!r}. Terms at independently drawn steps estimate the bound, and their exponentials are not "
+                "importance weights: take the handler off."
             )
         if site["scale"] is not None and not np.all(np.asarray(_known(site["scale"])) == 1):
             raise ValueError(

@@ -53,14 +53,16 @@ def check_counts(**counts: Any) -> None:
             raise ValueError(f"Expected `{name}` to be at least 1; got {value}.")
 
 
-def check_numbers(*, clip_norm: Any, ema_decay: Any, checkpoint_every: Any) -> None:
+def check_numbers(*, learning_rate: Any, clip_norm: Any, ema_decay: Any, checkpoint_every: Any) -> None:
     """Checks the range of the real-valued options."""
-    numbers = {"ema_decay": ema_decay, "checkpoint_every": checkpoint_every}
+    numbers = {"learning_rate": learning_rate, "ema_decay": ema_decay, "checkpoint_every": checkpoint_every}
     if clip_norm is not None:
         numbers["clip_norm"] = clip_norm
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             raise TypeError(f"Expected `{name}` to be a number; got {value!r}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"Expected `learning_rate` to be positive and finite; got {learning_rate}.")
     if not 0 <= ema_decay < 1:
         raise ValueError(f"Expected `ema_decay` in [0, 1); got {ema_decay}. 0 leaves the parameters as they are.")
     if not checkpoint_every >= 0:

@@ -9,7 +9,7 @@ import dpm_ppl as dpm
 
 NUM_STEPS, LENGTH, PERIOD = 2000, 20, 5
 
-recipe = {"num_iterations": 6_000, "batch_size": 256, "num_steps_sampled": 8}
+recipe = {"num_iterations": 20_000, "batch_size": 256, "num_steps_sampled": 8, "learning_rate": 1e-2}
 
 
 def data() -> dist.Distribution:

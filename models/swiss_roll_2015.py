@@ -10,7 +10,7 @@ import dpm_ppl as dpm
 
 NUM_STEPS = 40
 
-recipe = {"num_iterations": 12_000, "batch_size": 512, "num_steps_sampled": 8}
+recipe = {"num_iterations": 30_000, "batch_size": 128, "num_steps_sampled": None, "learning_rate": 3e-2}
 
 
 def data() -> dist.Distribution:

@@ -556,6 +556,7 @@ def test_a_directory_says_whose_it_is(tmp_path):
         ({"num_checkpoints": 0}, ValueError, "`num_checkpoints` to be at least 1"),
         ({"checkpoint_every": -1}, ValueError, "`checkpoint_every`, in seconds"),
         ({"clip_norm": 0.0}, ValueError, "`clip_norm` to be positive"),
+        ({"learning_rate": 0.0}, ValueError, "`learning_rate` to be positive"),
         ({"clip_norm": "1"}, TypeError, "`clip_norm` to be a number"),
         ({"ema_decay": 1.0}, ValueError, r"`ema_decay` in \[0, 1\)"),
         ({"ema_decay": math.nan}, ValueError, r"`ema_decay` in \[0, 1\)"),

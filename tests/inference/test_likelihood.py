@@ -296,15 +296,20 @@ def test_zero_weights_count_and_all_zero_is_minus_infinity():
     )
 
 
-@pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("value", [math.nan, 0.0])
-def test_nan_weights_name_datum_and_step(at, value):
-    def scale(x, t):  # wrong for large states at one step alone
-        return jnp.where((jnp.abs(x) > 50) & jnp.asarray(t == at)[..., None], value, 1.0)
+class Spike(dist.Normal):
+    """A normal that at scale zero has an infinite density everywhere."""
 
-    diffusion = normal_chain(
-        5, lambda x, t, step: dist.Normal(x, scale(x, t)).to_event(1), lambda x: dist.Normal(x, scale(x, 1)).to_event(1)
-    )
+    def log_prob(self, value, intermediates=None):
+        return jnp.where(self.scale == 0, jnp.inf, super().log_prob(value))
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize(("law", "value"), [(dist.Normal, math.nan), (dist.Normal, 0.0), (Spike, 0.0)])
+def test_nan_and_infinite_weights_name_datum_and_step(at, law, value):
+    def step(x, t):  # wrong for large states, from a step onwards
+        return law(x, jnp.where((jnp.abs(x) > 50) & jnp.asarray(t >= at)[..., None], value, 1.0)).to_event(1)
+
+    diffusion = normal_chain(5, lambda x, t, _: step(x, t), lambda x: step(x, 1))
     x0 = jnp.concatenate([X0, jnp.array([[0.0, 400.0]]), X0])
     for block_size in (None, 3):
         with pytest.raises(

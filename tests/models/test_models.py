@@ -116,9 +116,10 @@ def test_learned_schedule_beats_the_same_schedule_kept_fixed(monkeypatch):
             program.guide,
             program.data(),
             key=jax.random.key(0),
-            num_iterations=1500,
-            batch_size=256,
-            num_steps_sampled=8,
+            num_iterations=6000,
+            batch_size=64,
+            num_steps_sampled=None,
+            learning_rate=2e-2,
             progress=False,
         ).params
 
