@@ -15,8 +15,8 @@ LARGEST_UNROLLED = 16
 class FullNormal(dist.MultivariateNormal):
     """NumPyro's multivariate normal, scored without LAPACK where the event has at most 16 coordinates.
 
-    One LAPACK call per small matrix is slow, and on a machine of two cores a large batch of them can deadlock XLA's pool
-    of threads for good (seen with jaxlib 0.10.2: 120,000 systems of two equations, within seconds).
+    One LAPACK call per small matrix is slow, and on a machine of two cores a large batch of them can deadlock XLA's
+    pool of threads for good (seen with jaxlib 0.10.2: 120,000 systems of two equations, within seconds).
     """
 
     @validate_sample

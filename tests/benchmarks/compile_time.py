@@ -1,4 +1,4 @@
-"""Time to trace and compile at T = 10,000 over T = 10: a fit's step, ancestral sampling, and the log density of a program.
+"""Time to trace and compile at T = 10,000 over T = 10: a fit's step, ancestral sampling, and a log density.
 
 Repeats interleave the two, and the figure is the ratio of the fastest times.
 Usage: python tests/benchmarks/compile_time.py [--repeats 5]
