@@ -13,5 +13,6 @@ from dpm_ppl.handlers import subsample_steps as subsample_steps
 from dpm_ppl.kernels import BernoulliKernel as BernoulliKernel
 from dpm_ppl.kernels import GaussianKernel as GaussianKernel
 from dpm_ppl.kernels import Kernel as Kernel
+from dpm_ppl.normal import FullNormal as FullNormal
 from dpm_ppl.statements import forward_chain as forward_chain
 from dpm_ppl.statements import reverse_chain as reverse_chain
