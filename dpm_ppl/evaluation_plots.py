@@ -134,7 +134,7 @@ def draw_estimates(axes: Axes, likelihood: Any, sandwich: Any, *, entropy_limit:
         ylabel="log p(x$^{(0)}$) (bits per datum)",
         title="Estimates, ± standard error",
     )
-    axes.legend(fontsize="x-small", framealpha=0.8)
+    axes.legend(fontsize="x-small", framealpha=0.8, loc="lower right")  # estimates rise to the right
 
 
 def draw_work(axes: Axes, work: Any) -> None:

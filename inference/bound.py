@@ -77,8 +77,8 @@ class Bound:
         """Means over the data of `elbo`, `K`, `L_null`, `K_minus_L_null`, `kl`, `prior_matching` and `reconstruction`.
 
         Returns:
-            Per datum, `elbo_nats` and `elbo_bits`, and so on; with `_se` after it (`elbo_bits_se`) the standard error of
-            the mean as an estimate for all data like these, Monte Carlo error included (NaN with one datum);
+            Per datum, `elbo_nats` and `elbo_bits`, and so on; with `_se` after it (`elbo_bits_se`) the standard error
+            of the mean as an estimate for all data like these, Monte Carlo error included (NaN with one datum);
             `elbo_nats_mc_se` and `elbo_bits_mc_se`, the Monte Carlo error alone (NaN with num_samples = 1);
             `elbo_bits_per_dimension` and `K_bits_per_dimension`; `num_data` and `num_samples`.
         """

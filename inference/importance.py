@@ -11,7 +11,7 @@ from jax import Array
 from numpyro import handlers
 
 from dpm_ppl.inference.blocks import run_in_blocks
-from dpm_ppl.inference.instantiate import _check_params
+from dpm_ppl.inference.instantiate import check_params
 from dpm_ppl.inference.likelihood import check_count
 
 Sites = dict[str, dict[str, Any]]
@@ -59,7 +59,7 @@ def importance_weights(
     if not isinstance(params, Mapping):
         raise TypeError(f"Expected `params` to be a dictionary of parameters by name; got {type(params).__name__}.")
     given = jax.tree.map(jnp.asarray, dict(params))
-    _check_params(_declared(model, guide, args, key), given)
+    check_params(_declared(model, guide, args, key), given)
     one = partial(_log_weight, model, guide, args, given, plate)
     sizes: list[int] = []
     jax.eval_shape(partial(one, sizes=sizes), key)  # raises for all but values, before any work

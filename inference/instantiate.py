@@ -34,7 +34,7 @@ def instantiate(diffusion: Callable[[], Diffusion], params: Mapping[str, Any]) -
         )
     if not isinstance(params, Mapping):
         raise TypeError(f"Expected `params` to be a dictionary of parameters by name; got {type(params).__name__}.")
-    _check_params(_declared(diffusion), params)
+    check_params(_declared(diffusion), params)
     with handlers.block(), handlers.seed(rng_seed=0), handlers.substitute(data=dict(params)):
         return _checked(diffusion())
 
@@ -60,7 +60,7 @@ def _checked(result: Any) -> Diffusion:
     return result
 
 
-def _check_params(declared: dict[str, tuple[str, Any]], params: Mapping[str, Any]) -> None:
+def check_params(declared: dict[str, tuple[str, Any]], params: Mapping[str, Any]) -> None:
     missing = [name for name in declared if name not in params]
     if any(declared[name][0] == "sample" for name in missing):
         latents = [name for name in missing if declared[name][0] == "sample"]
