@@ -61,6 +61,15 @@ def _checked(result: Any) -> Diffusion:
 
 
 def check_params(declared: dict[str, tuple[str, Any]], params: Mapping[str, Any]) -> None:
+    """Checks that parameters are those that a program declares, by name and shape.
+
+    Args:
+        declared: For every site that needs a value its kind, "param" or "sample", and a value of its shape.
+        params: Values by name; others may be among them.
+
+    Raises:
+        ValueError: one is missing, or of another shape; it is named.
+    """
     missing = [name for name in declared if name not in params]
     if any(declared[name][0] == "sample" for name in missing):
         latents = [name for name in missing if declared[name][0] == "sample"]
