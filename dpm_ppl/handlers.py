@@ -15,7 +15,7 @@ from numpyro.primitives import Messenger
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels import Kernel, has_closed_forms
-from dpm_ppl.statements import decode_first
+from dpm_ppl.statements import datum, decode_first
 
 
 class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
@@ -108,7 +108,7 @@ def _reverse_terms(name: str, diffusion: Diffusion, obs: Array | None, *, size: 
             xt = _point(f"{name}_at", given)
             with _weight(kernel, t):
                 numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
-    return numpyro.sample(name, diffusion.decode(x1), obs=obs)
+    return datum(name, diffusion.decode(x1), obs)
 
 
 def _forward_transitions(name: str, diffusion: Diffusion, x0: Array, *, size: int | None) -> None:

@@ -5,12 +5,14 @@ sample sites: `{name}_chain` holds the trajectory x^(1..T), and `{name}` the dat
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
+from numpyro.distributions import constraints
 from numpyro.primitives import apply_stack
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
@@ -71,7 +73,46 @@ def reverse_sites(name: str, diffusion: Diffusion, obs: Array | None) -> Array:
 def decode_first(name: str, diffusion: Diffusion, trajectory: Array, obs: Array | None) -> Array:
     """The last step of a reverse chain: the site `name` of x^0, given the trajectory x^(1..T)."""
     x1 = jnp.take(trajectory, 0, axis=jnp.ndim(trajectory) - len(diffusion.event_shape) - 1)
-    return numpyro.sample(name, diffusion.decode(x1), obs=obs)
+    return datum(name, diffusion.decode(x1), obs)
+
+
+def datum(name: str, decoded: dist.Distribution, obs: Array | None) -> Array:
+    """The site `name` of x^0, observed or latent, given p(x^0 | x^1)."""
+    return numpyro.sample(name, LatentDatum(decoded) if obs is None else decoded, obs=obs)
+
+
+class LatentDatum(dist.Distribution):
+    """p(x^0 | x^1) of a datum that is latent: the same distribution, of which no KL divergence is known.
+
+    Where a guide draws x^0 first and x^1 from it, as for a chain that is the prior of a latent, E log p(x^0 | x^1) is
+    over both together, and a divergence of the guide's x^0 from p(x^0 | x^1) at the x^1 drawn would be another
+    number. `TraceMeanField_ELBO` would take it in silence if it knew one; so it takes its sample, which is unbiased.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    pytree_data_fields = ("decoded",)
+
+    def __init__(self, decoded: dist.Distribution) -> None:
+        self.decoded = decoded
+        super().__init__(decoded.batch_shape, decoded.event_shape)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of p(x^0 | x^1)."""
+        return self.decoded.support
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether gradients pass through samples."""
+        return bool(self.decoded.has_rsample)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws of shape (*sample_shape, *batch, *event)."""
+        return self.decoded.sample(key, sample_shape)
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+        """Log density in nats of values of shape (*batch, *event)."""
+        return self.decoded.log_prob(value)
 
 
 def _apply(kind: str, sites: Callable[..., Any], *args: Any) -> Any:

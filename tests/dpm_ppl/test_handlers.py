@@ -280,3 +280,26 @@ def test_duplicate_names():
 
     with pytest.raises(AssertionError, match="unique names but got `x_first` duplicated"):  # NumPyro's own
         handlers.trace(handlers.seed(dpm.subsample_steps(twice, size=2), 0)).get_trace(X0)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")
+@pytest.mark.parametrize("size", [2, None])
+def test_a_chain_as_the_prior_of_a_latent(size):
+    """A guide that draws x^0 and then its chain: both ELBOs are the same number, in which x^1 depends on x^0."""
+    y = jnp.array([[0.3, -0.8], [1.1, 0.2]])
+
+    def model():
+        with numpyro.plate("data", 2):
+            x0 = dpm.reverse_chain("x", SHORT.diffusion())
+            numpyro.sample("y", dist.Normal(x0, 0.4).to_event(1), obs=y)
+
+    def guide():
+        with numpyro.plate("data", 2):
+            x0 = numpyro.sample("x", dist.Normal(0.5 * y + 0.1, 0.7).to_event(1))
+            dpm.forward_chain("x", SHORT.diffusion(), x0)
+
+    exact, _ = estimates(Trace_ELBO(), model, guide, SHORT.params, num=20_000)
+    ours, _ = estimates(TraceMeanField_ELBO(), *subsampled((model, guide), size), SHORT.params, num=6_000)
+    error = np.hypot(np.std(exact) / np.sqrt(len(exact)), np.std(ours) / np.sqrt(len(ours)))
+    assert abs(np.mean(exact) - np.mean(ours)) < 3 * error
+    assert error < 0.1
