@@ -1,14 +1,13 @@
 """The command line, `dpm`: thin over the Python API. What is heavy is imported by the command that needs it."""
 
-import json
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -83,18 +82,19 @@ def sample(
 
     from dpm_ppl import metrics, plots, programs
     from dpm_ppl.inference import instantiate, load_params
+    from dpm_ppl.inference.whole_file import write_whole
 
     with _clear_errors():
         program = programs.load(_fingerprint(run_dir)["model"])
         params = load_params(run_dir, program.diffusion)
         key, data_key = jax.random.split(jax.random.key(seed))
         x0 = np.concatenate(list(_blocks(program, params, key=key, num_samples=num_samples)))[:num_samples]
-        _write(run_dir / "samples.npz", lambda file: np.savez(file, x0=x0))
+        write_whole(run_dir / "samples.npz", lambda file: np.savez(file, x0=x0))
         data = program.data()
         shown = metrics.fresh_data(data, key=data_key, num_data=min(len(x0), 3000))
         diffusion = instantiate(program.diffusion, params)
         figure = plots.samples_figure(x0, diffusion=diffusion, data=data, x0=shown, title=program.path.stem)
-        _write(run_dir / "samples.png", lambda file: figure.savefig(file, format="png", dpi=120))
+        write_whole(run_dir / "samples.png", lambda file: figure.savefig(file, format="png", dpi=120))
         typer.echo(f"{len(x0):,} samples of shape {x0.shape[1:]}: {run_dir / 'samples.npz'}, {run_dir / 'samples.png'}")
 
 
@@ -123,6 +123,7 @@ def evaluate(
         sandwich,
     )
     from dpm_ppl.inference.diagnostics import save
+    from dpm_ppl.inference.whole_file import write_json, write_whole
 
     with _clear_errors():
         program = programs.load(_fingerprint(run_dir)["model"])
@@ -153,8 +154,8 @@ def evaluate(
         title = f"{program.path.stem}: {evaluation.headline(figures)}"
         figure = evaluation_figure(*records, entropy_bounds=entropies, entropy_limit=limit, title=title)
         save(likelihood, run_dir / "likelihood.nc", K=terms.K)
-        _write(run_dir / "evaluation.json", lambda file: file.write((json.dumps(figures, indent=2) + "\n").encode()))
-        _write(run_dir / "evaluation.png", lambda file: figure.savefig(file, format="png", dpi=120))
+        write_json(run_dir / "evaluation.json", figures)
+        write_whole(run_dir / "evaluation.png", lambda file: figure.savefig(file, format="png", dpi=120))
         typer.echo(evaluation.table(figures))
         typer.echo(", ".join(str(run_dir / name) for name in ("likelihood.nc", "evaluation.json", "evaluation.png")))
 
@@ -189,6 +190,7 @@ def _report(program: "Program", data: Any, fitted: Any, *, run_dir: Path, seed: 
 
     from dpm_ppl import metrics, plots
     from dpm_ppl.inference import bound, instantiate
+    from dpm_ppl.inference.whole_file import write_json, write_whole
     from dpm_ppl.trajectories import forward_states, reverse_states
 
     keys = jax.random.split(key, 5)
@@ -206,7 +208,7 @@ def _report(program: "Program", data: Any, fitted: Any, *, run_dir: Path, seed: 
         "seed": seed,
     }
     figures = metrics.metrics(summary, limit=limit, about=about)
-    _write(run_dir / "metrics.json", lambda file: file.write((json.dumps(figures, indent=2) + "\n").encode()))
+    write_json(run_dir / "metrics.json", figures)
     typer.echo(metrics.table(figures))
 
     times = {0, diffusion.num_steps // 2, diffusion.num_steps}
@@ -233,7 +235,7 @@ def _report(program: "Program", data: Any, fitted: Any, *, run_dir: Path, seed: 
         data=data,
         title=f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum",
     )
-    _write(run_dir / "figure.png", lambda file: figure.savefig(file, format="png", dpi=120))
+    write_whole(run_dir / "figure.png", lambda file: figure.savefig(file, format="png", dpi=120))
     typer.echo(f"{run_dir / 'metrics.json'}, {run_dir / 'figure.png'}")
 
 
@@ -267,18 +269,6 @@ def _fingerprint(run_dir: Path) -> dict[str, Any]:
     if not os.access(run_dir, os.W_OK):
         raise PermissionError(f"Expected to write into {run_dir}; it is read-only. Copy it to where you may write.")
     return dict(noted)
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
+
+from dpm_ppl.inference.whole_file import write_whole
 
 if TYPE_CHECKING:
     from dpm_ppl.inference.likelihood import Likelihood
@@ -191,18 +192,10 @@ def save(likelihood: "Likelihood", path: str | os.PathLike[str], *, K: ArrayLike
     """
     path = Path(path)
     content = _netcdf(_groups(likelihood, K))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(path, lambda file: file.write(content))
     except OSError as error:
         raise OSError(f"Expected to write {path}; got {error}. Make room, or choose another place.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpm_ppl.inference.whole_file import write_json
+
 FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 _PROBE_BYTES = 1 << 20
@@ -88,10 +90,7 @@ def write_run(path: Path, settings: Mapping[str, Any], *, information: Mapping[s
     Raises:
         OSError: it cannot be written.
     """
-    text = json.dumps({"settings": settings, **information}, indent=2) + "\n"
-    partial = path / f"{FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path / FILE)
+    write_json(path / FILE, {"settings": settings, **information})
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:

@@ -370,7 +370,7 @@ def test_an_error_inside_a_users_program_keeps_its_traceback(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    from dpm_ppl.__main__ import _write
+    from dpm_ppl.inference.whole_file import write_whole
 
     (tmp_path / "file").write_text("old")
 
@@ -379,7 +379,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        _write(tmp_path / "file", fail)
+        write_whole(tmp_path / "file", fail)
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
