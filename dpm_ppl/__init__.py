@@ -1,6 +1,7 @@
 """Diffusion probabilistic models as NumPyro programs."""
 
 from dpm_ppl import divergences as divergences  # registers the KL divergences that NumPyro lacks
+from dpm_ppl import inference as inference
 from dpm_ppl import networks as networks
 from dpm_ppl import outputs as outputs
 from dpm_ppl import schedules as schedules
