@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
@@ -47,3 +48,33 @@ def solve_lower(factor: Array, right: Array) -> Array:
         known = sum((factor[..., i, j, None] * rows[j] for j in range(i)), start=jnp.zeros((), right.dtype))
         rows.append((right[..., i, :] - known) / factor[..., i, i, None])
     return jnp.stack(rows, -2)
+
+
+def lower_factor(matrix: Array, *, floor: float = 0.0) -> Array:
+    """Lower-triangular L with L L' = matrix, by plain arithmetic; a pivot below a floor is raised to it.
+
+    Args:
+        matrix: Symmetric matrices, shape (*batch, D, D); the lower triangle is read.
+        floor: Least pivot. Where it is 0, a pivot that is not positive leaves a column of zeros, so that a singular
+            covariance has a factor too.
+
+    Returns:
+        L, shape (*batch, D, D); the Cholesky factor where every pivot is above the floor.
+    """
+    size = matrix.shape[-1]
+
+    def column(i: int | Array, rest: Array) -> tuple[Array, Array]:
+        pivot = jnp.maximum(rest[..., i, i], floor)
+        root = jnp.sqrt(jnp.where(pivot > 0, pivot, 1.0))[..., None]
+        below = jnp.where((pivot > 0)[..., None] & (jnp.arange(size) > i), rest[..., :, i] / root, 0.0)
+        diagonal = jnp.where((pivot > 0)[..., None] & (jnp.arange(size) == i), root, 0.0)
+        return rest - below[..., :, None] * below[..., None, :], below + diagonal
+
+    if size > LARGEST_UNROLLED:
+        _, columns = jax.lax.scan(lambda rest, i: column(i, rest), matrix, jnp.arange(size))
+        return jnp.moveaxis(columns, 0, -1)
+    found, rest = [], matrix
+    for i in range(size):
+        rest, below = column(i, rest)
+        found.append(below)
+    return jnp.stack(found, -1)

@@ -72,7 +72,7 @@ def _without_fit(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if num_particles < MIN_PARTICLES:  # only whether they are constant can be seen
         constant = known & (ordered[0] > -_FLAT) & (num_particles > 1)
         return np.where(known, np.where(constant, 0.0, np.nan), np.inf), np.zeros(num_data, bool)
-    size = _tail_size(num_particles)
+    size = tail_size(num_particles)
     cutoff, quartile = ordered[-size - 1], ordered[-size + int(size / 4 - 0.5)]
     weight = np.exp(ordered)
     tiny = np.finfo(float).tiny
@@ -83,7 +83,7 @@ def _without_fit(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return khat, fits
 
 
-def _tail_size(num_particles: int) -> int:
+def tail_size(num_particles: int) -> int:
     """How many of the largest weights are the tail (ArviZ 1.x may take one fewer)."""
     return int(np.ceil(min(num_particles / 5, 3 * num_particles**0.5)))
 
@@ -99,7 +99,7 @@ def _smooth(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         else:
             smoothed, khat = _arviz().psislw(rows.copy())
     # Normalised, and the weights below the tail are as they were: so the largest of these gives the scale back.
-    below = np.argsort(rows, -1)[:, [-_tail_size(len(log_weight)) - 1]]
+    below = np.argsort(rows, -1)[:, [-tail_size(len(log_weight)) - 1]]
     smoothed = smoothed + (np.take_along_axis(rows, below, -1) - np.take_along_axis(smoothed, below, -1))
     return smoothed.T, khat
 

@@ -1,0 +1,165 @@
+"""Posteriors by sequential Monte Carlo along a reverse chain, asymptotically exact, with an unbiased evidence."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dpm_ppl.inference import bernoulli_guidance, gaussian_guidance
+from dpm_ppl.inference.conditioned import Conditioned, Latents, Target
+from dpm_ppl.inference.likelihood import check_count
+from dpm_ppl.inference.particles import Cloud, Step, arrive, draw, finish, positive, resample
+from dpm_ppl.inference.posterior import Posterior
+from dpm_ppl.inference.twists import Twist, tempered, widened
+from dpm_ppl.kernels import is_concrete
+
+Program = Callable[..., Any]
+
+
+def smc(
+    model: Program,
+    site: str,
+    *,
+    params: Mapping[str, Any],
+    num_particles: int,
+    twist: Twist | type[Twist] | None = None,
+    threshold: float = 0.5,
+) -> Callable[..., Posterior]:
+    r"""The posterior of a chain's datum given all that the program observes, p(x) r(x) / Z.
+
+    r is the rest of the program: every `numpyro.sample(..., obs=...)` and `numpyro.factor`. A coordinate is known
+    exactly where the program observes `Delta(x0)`, with `.mask(mask)` in part, and the rest is drawn given it.
+
+    Latent variables declared before the chain, such as a class or an unknown noise scale, are drawn from their prior
+    with each particle when it starts and kept: `Posterior.latents`. They are not moved afterwards, so that where the
+    observations say much about them few values survive; `Posterior.num_ancestors` tells.
+
+    Args:
+        model: The program, of one datum. It declares the chain by `reverse_chain(site, ...)`, latent, in no plate.
+        site: Name of the chain.
+        params: Parameters by name, as `SVI.get_params` or `load_params` gives them.
+        num_particles: Number of particles N, at least 2.
+        twist: What tells a particle early what r will say, of `inference.twists`; by default `widened()`, or
+            `tempered()` where the kernel lacks the closed forms that it needs (a warning says so).
+        threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
+
+    Returns:
+        A function of (key, *args), args being those of the program, to a `Posterior`. It is compiled once for each
+        shape of the arguments, and takes `jax.vmap` over keys and arguments: a batch of observations, with one evidence
+        each. Memory does not grow with T, but for the diagnostics of each step. When called it raises
+
+        - ValueError: the program cannot be conditioned (`Conditioned.check` lists why); all weights are zero at a step;
+          r or its gradient is NaN;
+        - TypeError: r has no derivative, and the twist needs one.
+
+        Under `jax.vmap` and `jax.jit` values cannot be looked at: there `Posterior.check()` says the last two.
+
+    Raises:
+        TypeError: num_particles is no integer, or model no function.
+        ValueError: num_particles < 2, or threshold outside [0, 1].
+
+    Source: Sohl-Dickstein et al. 2015, section 2.5, whose sampler drops the weights; Wu et al. 2023; Del Moral, Doucet
+        and Jasra 2012 for resampling when needed.
+    """
+    if not callable(model):
+        raise TypeError(f"Expected `model` to be a NumPyro program; got {type(model).__name__}.")
+    check_count("num_particles", num_particles, at_least=2)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
+    params = dict(params)
+    twist = twist() if isinstance(twist, type) else twist
+
+    @jax.jit
+    def compiled(key: Array, params: dict[str, Any], *args: Any) -> Posterior:
+        conditioned = Conditioned(lambda: model(*args), site, params)
+        return _run(key, conditioned, num_particles, twist, threshold)
+
+    def run(key: Array, *args: Any) -> Posterior:
+        Conditioned(lambda: model(*args), site, params).check()
+        try:
+            posterior = compiled(key, params, *args)
+        except NotImplementedError as error:  # a callback or a loop that JAX cannot differentiate
+            raise TypeError(
+                f"Expected an r that JAX can differentiate, as the twist {_name(twist)} takes its gradient; got: "
+                f"{error} Observe through differentiable functions, or write a twist of your own that needs none."
+            ) from error
+        if is_concrete(posterior.log_evidence):
+            posterior.check()
+        return posterior
+
+    return run
+
+
+def suited(twist: Twist | None, target: Target) -> Twist:
+    """The twist for a kernel: `widened` where its closed forms are known, and else `tempered`, with a warning.
+
+    Raises:
+        ValueError: a twist was asked for that the kernel does not allow.
+    """
+    kernel: Any = target.diffusion.kernel
+    x = jnp.zeros(target.diffusion.event_shape, kernel.stationary().sample(jax.random.key(0)).dtype)
+    p = target.diffusion.decode(x)
+    gaussian = hasattr(kernel, "posterior_coefficients") and not p.support.is_discrete
+    bernoulli = hasattr(kernel, "posterior") and bernoulli_guidance.applies(p)
+    known = target.known is not None
+    if known and not ((gaussian and gaussian_guidance.applies(p)) or bernoulli):
+        raise ValueError(
+            "Expected a Gaussian or Bernoulli kernel, whose last step can be conditioned, for coordinates that are "
+            f"known exactly; got {type(kernel).__name__}. Observe them with a little noise."
+        )
+    if known and not isinstance(twist, widened | None):
+        raise ValueError(f"Expected twist=widened() for coordinates that are known exactly; got {_name(twist)}.")
+    if twist is None and not (gaussian or bernoulli):
+        warnings.warn(
+            f"{type(kernel).__name__} has no posterior coefficients, from which widened() predicts x^0; tempered() is "
+            "used in its place. Look at the k-hat of each step.",
+            stacklevel=2,
+        )
+        return tempered()
+    if twist is not None and not isinstance(twist, tempered) and not (gaussian or bernoulli):
+        raise ValueError(
+            f"Expected a kernel with posterior coefficients for the twist {_name(twist)}; {type(kernel).__name__} has "
+            "none. Use twist=tempered()."
+        )
+    return widened() if twist is None else twist
+
+
+def _run(key: Array, conditioned: Conditioned, num: int, twist: Twist | None, threshold: float) -> Posterior:
+    latent_key, start_key, key = jax.random.split(key, 3)
+    latents = jax.vmap(conditioned.latents)(jax.random.split(latent_key, num))
+    first = jax.tree.map(lambda leaf: leaf[0], latents)
+    some = conditioned.target(first)
+    chosen, num_steps = suited(twist, some), some.diffusion.num_steps
+
+    def start(key: Array, latents: Latents) -> tuple[Array, Array]:
+        return chosen.start(conditioned.target(latents)).draw(key)
+
+    def at(x: Array, latents: Latents, t: Array) -> Step:
+        return Step(*chosen.at(conditioned.target(latents), x, t))
+
+    def last(x: Array, latents: Latents) -> Step:
+        return Step(*chosen.last(conditioned.target(latents), x))
+
+    def back(cloud: Cloud, t: Array) -> tuple[Cloud, Any]:
+        steps = jax.vmap(at, (0, 0, None))(cloud.x, cloud.latents, t)
+        return move(cloud, steps, jax.random.fold_in(key, t))
+
+    def move(cloud: Cloud, steps: Step, key: Array) -> tuple[Cloud, Any]:
+        steps = positive(steps)
+        cloud, diagnosis = arrive(cloud, steps.log_r)
+        cloud, steps, resampled = resample(cloud, steps, key=key, threshold=threshold)
+        return draw(cloud, steps, key=jax.random.fold_in(key, 1)), (diagnosis, resampled)
+
+    x, log_weight = jax.vmap(start)(jax.random.split(start_key, num), latents)
+    cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
+    cloud, trail = jax.lax.scan(back, cloud, jnp.arange(2, num_steps + 1), reverse=True)
+    cloud, final = move(cloud, jax.vmap(last)(cloud.x, cloud.latents), jax.random.fold_in(key, 1))
+    cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: conditioned.target(z).log_r(x))(cloud.x, cloud.latents))
+    return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail)
+
+
+def _name(twist: Twist | None) -> str:
+    return f"{type(widened() if twist is None else twist).__name__}()"
