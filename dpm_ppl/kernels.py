@@ -50,8 +50,8 @@ def is_concrete(value: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _ScheduledKernel:
-    """What Gaussian and Bernoulli diffusion share: rates beta_t, checked, and the signal alpha_bar_t they leave."""
+class ScheduledKernel:
+    """What Gaussian and discrete diffusion share: rates beta_t, checked, and the signal alpha_bar_t they leave."""
 
     beta: Array | np.ndarray  # a schedule in NumPy on the way in, in JAX from then on
     event_shape: tuple[int, ...]
@@ -93,7 +93,7 @@ class _ScheduledKernel:
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianKernel(_ScheduledKernel):
+class GaussianKernel(ScheduledKernel):
     """Gaussian diffusion towards a standard normal, independently in every coordinate.
 
     Args:
@@ -179,7 +179,7 @@ class GaussianKernel(_ScheduledKernel):
 
 
 @dataclass(frozen=True, eq=False)
-class BernoulliKernel(_ScheduledKernel):
+class BernoulliKernel(ScheduledKernel):
     """Binomial diffusion: independent binary coordinates, redrawn from B(rate) with probability beta_t.
 
     Args:
@@ -197,12 +197,7 @@ class BernoulliKernel(_ScheduledKernel):
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        if is_learned(self.beta):
-            raise TypeError(
-                "Expected a fixed schedule under a Bernoulli kernel; got schedules.learned. Its states are discrete, "
-                "so no reparameterised gradient reaches beta, and it would silently follow a wrong one. Use "
-                "schedules.constant_fraction(num_steps), which erases 1/T of the signal a step."
-            )
+        check_fixed(self.beta, "a Bernoulli kernel")
         if not np.ndim(self.rate) == 0 or not 0 < self.rate < 1:
             raise ValueError(f"Expected `rate` to be one number in (0, 1); got {self.rate}.")
         super().__post_init__()
@@ -306,12 +301,26 @@ def check_beta(beta: ArrayLike) -> Array | np.ndarray:
     return beta
 
 
+def check_fixed(beta: ArrayLike, kernel: str) -> None:
+    """A clear error where rates are learned, which a kernel of discrete states cannot have."""
+    if is_learned(beta):
+        raise TypeError(
+            f"Expected a fixed schedule under {kernel}; got schedules.learned. Its states are discrete, so no "
+            "reparameterised gradient reaches beta, and it would silently follow a wrong one. Use "
+            "schedules.constant_fraction(num_steps), which erases 1/T of the signal a step."
+        )
+
+
 def check_step(t: ArrayLike, num_steps: int) -> Array:
     """Steps as an integer array, checked to lie in 1..num_steps where they are known."""
-    if is_concrete(t) and not jnp.issubdtype(jnp.result_type(t), jnp.integer):
-        raise TypeError(f"Expected the step `t` to be an integer or an array of integers; got {jnp.result_type(t)}.")
-    if is_concrete(t) and np.size(t) and (np.min(t) < 1 or np.max(t) > num_steps):
-        raise ValueError(f"Expected 1 <= t <= {num_steps} (steps count from 1); got t from {np.min(t)} to {np.max(t)}.")
+    if is_concrete(t):
+        known = np.asarray(t)  # what NumPy makes of a JAX array under jit would be traced
+        if not np.issubdtype(known.dtype, np.integer):
+            raise TypeError(f"Expected the step `t` to be an integer or an array of integers; got {known.dtype}.")
+        if known.size and (known.min() < 1 or known.max() > num_steps):
+            raise ValueError(
+                f"Expected 1 <= t <= {num_steps} (steps count from 1); got t from {known.min()} to {known.max()}."
+            )
     return jnp.asarray(t)
 
 

@@ -1,4 +1,4 @@
-"""Laws that hold for every kernel, by quadrature over a coordinate's states (Gaussian) or enumeration (Bernoulli)."""
+"""Laws that hold for every kernel, by quadrature over a coordinate's states (Gaussian) or enumeration (the others)."""
 
 from functools import cache, partial
 
@@ -23,6 +23,9 @@ KERNELS = {
     "bernoulli_constant_fraction": lambda: dpm.BernoulliKernel(constant_fraction(5), (3,), 0.2),
     "bernoulli_linear": lambda: dpm.BernoulliKernel(linear(6, first=0.05, last=0.7), ()),
     "bernoulli_cosine": lambda: dpm.BernoulliKernel(cosine(4), (2, 2, 3), 0.7),
+    "categorical_uniform": lambda: dpm.CategoricalKernel(constant_fraction(5), (3,), np.full(4, 1 / 4)),
+    "categorical_given": lambda: dpm.CategoricalKernel(linear(4, first=0.1, last=0.8), (2, 3), [0.2, 0.1, 0.4, 0.3]),
+    "categorical_absorbing": lambda: dpm.CategoricalKernel(constant_fraction(5), (2, 2), [0.0, 0.0, 0.0, 1.0]),
 }
 
 
@@ -40,7 +43,11 @@ def states(kernel):
     if is_gaussian(kernel):
         nodes = np.linspace(-8.0, 8.0, 129)
         return nodes, np.full(nodes.shape, nodes[1] - nodes[0])
-    return np.array([0, 1]), np.ones(2)
+    return np.arange(num_states(kernel)), np.ones(num_states(kernel))
+
+
+def num_states(kernel):
+    return kernel.num_states if isinstance(kernel, dpm.CategoricalKernel) else 2
 
 
 def grid(kernel):
@@ -85,7 +92,16 @@ def stationary(kernel):
 def draw(kernel, key, shape=()):
     """Data, different in every coordinate, and not from pi."""
     rng, shape = np.random.default_rng(key), (*shape, *kernel.event_shape)
+    if isinstance(kernel, dpm.CategoricalKernel):
+        return rng.integers(0, kernel.num_states, shape)
     return 0.6 + rng.normal(size=shape) if is_gaussian(kernel) else rng.binomial(1, 0.4, shape)
+
+
+def draw_noisy(kernel, key, shape=()):
+    """States that every datum can lead to: under an absorbing kernel, the mask."""
+    if isinstance(kernel, dpm.CategoricalKernel):
+        return np.asarray(kernel.stationary().sample(jax.random.key(key), shape))
+    return draw(kernel, key, shape)
 
 
 @cache
@@ -117,6 +133,10 @@ def test_stationary_and_step_are_the_papers(kernel):
         np.testing.assert_array_equal([pi.loc, pi.scale], [np.zeros(kernel.event_shape), np.ones(kernel.event_shape)])
         np.testing.assert_allclose(step.loc, np.sqrt(1 - beta) * x, rtol=1e-12)
         np.testing.assert_allclose(np.broadcast_to(step.scale**2, shape), np.broadcast_to(beta, shape), rtol=1e-12)
+    elif isinstance(kernel, dpm.CategoricalKernel):
+        np.testing.assert_allclose(pi.probs, np.broadcast_to(kernel.probs, pi.probs.shape), rtol=1e-12)
+        expected = (1 - beta)[..., None] * np.eye(kernel.num_states)[x] + beta[..., None] * kernel.probs
+        np.testing.assert_allclose(step.probs, expected, rtol=1e-12)
     else:
         np.testing.assert_allclose(pi.probs, np.full(kernel.event_shape, kernel.rate), rtol=1e-12)
         np.testing.assert_allclose(step.probs, (1 - beta) * x + beta * kernel.rate, rtol=1e-12)
@@ -129,13 +149,16 @@ def test_composed_steps_are_the_marginal(kernel):
 
 def test_posterior_is_bayes_rule(kernel):
     _, weights = states(kernel)
-    at = [40, 64, 81] if is_gaussian(kernel) else [0, 1]  # x^t = -3, 0, 2.125, or either bit
+    at = [40, 64, 81] if is_gaussian(kernel) else states(kernel)[0]  # x^t = -3, 0, 2.125, or every state
     x0, before = composed(kernel)
     # (x^(t-1), t, x^t, *event)
     joint = transitions(kernel)[at, 1:].swapaxes(0, 2) * before[:, :-1, None]
-    expected = joint / np.einsum("xtk...,x->tk...", joint, weights)
+    evidence = np.einsum("xtk...,x->tk...", joint, weights)
+    possible = np.broadcast_to(evidence > 0, joint.shape)  # an absorbing kernel leads from x^0 to it or to the mask
+    expected = joint / np.where(evidence > 0, evidence, 1)
     posterior = density(kernel, kernel.posterior, x0, grid(kernel)[at], all_steps(kernel, batch_dims=1)[1:])
-    np.testing.assert_allclose(posterior, expected, atol=1e-9)
+    np.testing.assert_allclose(posterior[possible], expected[possible], atol=1e-9)
+    assert np.isfinite(posterior).all()
 
 
 def test_detailed_balance(kernel):
@@ -144,13 +167,14 @@ def test_detailed_balance(kernel):
 
 
 def test_posterior_of_the_first_step_is_a_point_mass_at_the_data(kernel):
-    x0, x1 = draw(kernel, 5, (40,)), draw(kernel, 6, (40,))
+    x0, x1 = draw(kernel, 5, (40,)), draw_noisy(kernel, 6, (40,))
+    other = None if is_gaussian(kernel) else (x0 + 1) % num_states(kernel)
 
     @jax.jit
     def draw_and_score(key):
         posterior = kernel.posterior(x0, x1, 1)
         base = per_coordinate(posterior)
-        return posterior.sample(key, (3,)), None if is_gaussian(kernel) else (base.log_prob(x0), base.log_prob(1 - x0))
+        return posterior.sample(key, (3,)), None if other is None else (base.log_prob(x0), base.log_prob(other))
 
     drawn, scores = draw_and_score(jax.random.key(0))
     np.testing.assert_allclose(drawn, np.broadcast_to(x0, drawn.shape), atol=1e-14)
@@ -161,7 +185,8 @@ def test_posterior_of_the_first_step_is_a_point_mass_at_the_data(kernel):
 
 
 def test_divergence_of_the_posterior_from_itself_is_zero(kernel):
-    x0, xt, t = draw(kernel, 7), draw(kernel, 8), all_steps(kernel)[is_gaussian(kernel) :]  # normal of scale 0 at t = 1
+    x0, xt = draw(kernel, 7), draw_noisy(kernel, 8)
+    t = all_steps(kernel)[is_gaussian(kernel) :]  # a normal of scale 0 at t = 1
 
     @jax.jit
     def divergence(t, other):
@@ -173,6 +198,7 @@ def test_divergence_of_the_posterior_from_itself_is_zero(kernel):
 
 @pytest.mark.parametrize("family", [dpm.GaussianKernel, dpm.BernoulliKernel])
 def test_finite_where_no_signal_is_left(family):
+    """Gradients in the states too, which may be rates of bits."""
     kernel = family(constant_fraction(4), (3,))
     assert kernel.beta[-1] == 1
     assert kernel.alpha_bar[-1] == 0
@@ -254,12 +280,21 @@ def bernoulli_logits(beta):
     return [law.base_dist.logits for law in laws]
 
 
+def categorical_log_probs(beta):
+    """Log probabilities of the three laws for two data and three states, the posterior's from step 2."""
+    kernel, t = dpm.CategoricalKernel(beta, (), [0.2, 0.1, 0.7]), np.arange(1, len(beta) + 1)
+    x = [jnp.full((len(beta),), state) for state in range(3)]
+    laws = [law(x[state], t) for law in (kernel.step, kernel.marginal) for state in (0, 1)]
+    laws += [kernel.posterior(x[0][1:], xt[1:], t[1:]) for xt in x]
+    return [jax.nn.log_softmax(law.logits) for law in laws]
+
+
 @pytest.mark.parametrize("schedule", [constant_fraction, partial(linear, first=1e-6, last=2e-3), log_snr])
 def test_single_precision_holds_over_ten_thousand_steps(schedule):
     beta = schedule(10_000)
 
     def evaluate():
-        fixed = jax.jit(lambda: (gaussian_coefficients(beta), bernoulli_logits(beta)))()
+        fixed = jax.jit(lambda: (gaussian_coefficients(beta), bernoulli_logits(beta), categorical_log_probs(beta)))()
         learned = jax.jit(gaussian_coefficients)(beta)  # summed in the precision of the moment
         return jax.tree.map(lambda array: np.asarray(array, np.float64), (*fixed, learned))
 
@@ -267,7 +302,7 @@ def test_single_precision_holds_over_ten_thousand_steps(schedule):
     with jax.enable_x64(False):
         single = evaluate()
         assert dpm.GaussianKernel(beta, ()).beta.dtype == jnp.float32
-    for rtol, atol, expected, came in zip((2e-6, 2e-6, 1e-4), (0, 1e-6, 0), exact, single, strict=True):
+    for rtol, atol, expected, came in zip((2e-6, 2e-6, 2e-6, 1e-4), (0, 1e-6, 1e-6, 0), exact, single, strict=True):
         for a, b in zip(expected, came, strict=True):
             np.testing.assert_allclose(b, a, rtol=rtol, atol=atol)
 
@@ -275,7 +310,11 @@ def test_single_precision_holds_over_ten_thousand_steps(schedule):
 # Bad input
 
 
-@pytest.mark.parametrize("family", [dpm.GaussianKernel, dpm.BernoulliKernel])
+def categorical(beta, event_shape):
+    return dpm.CategoricalKernel(beta, event_shape, [0.2, 0.1, 0.7])
+
+
+@pytest.mark.parametrize("family", [dpm.GaussianKernel, dpm.BernoulliKernel, categorical])
 class TestBadInput:
     @pytest.mark.parametrize("bad", [0.0, -0.1, 1.5, np.nan, np.inf])
     def test_rate_out_of_range(self, family, bad):
@@ -284,7 +323,7 @@ class TestBadInput:
 
     def test_range_is_checked_where_a_program_is_traced(self, family):
         with pytest.raises(ValueError, match=r"every `beta` in \(0, 1\]; got beta_1 = 2"):
-            jax.jit(lambda x: family(np.array([2.0]), ()).step(x, 1).log_prob(x))(0.0)
+            jax.jit(lambda x: family(np.array([2.0]), ()).step(x, 1).log_prob(x))(0)
 
     @pytest.mark.parametrize("shape", [(10, 1), (), (0,)])
     def test_shape_of_rates(self, family, shape):
@@ -311,21 +350,21 @@ class TestBadInput:
 
     @pytest.mark.parametrize("t", [0, 5, -1, np.array([1, 5]), np.array([[0], [2]])])
     def test_step_outside_the_chain(self, family, t):
-        kernel, x = family(constant_fraction(4), (2,)), np.ones((2, 2))
+        kernel, x = family(constant_fraction(4), (2,)), np.ones((2, 2), int)
         for law in (kernel.step, kernel.marginal, partial(kernel.posterior, x)):
             with pytest.raises(ValueError, match=rf"Expected 1 <= t <= 4 .*got t from {np.min(t)} to {np.max(t)}"):
                 law(x, t)
 
     @pytest.mark.parametrize("t", [1.0, np.array([1.0, 2.0]), True])
     def test_step_that_is_no_integer(self, family, t):
-        kernel, x = family(constant_fraction(4), (2,)), np.ones((2, 2))
+        kernel, x = family(constant_fraction(4), (2,)), np.ones((2, 2), int)
         for law in (kernel.step, kernel.marginal, partial(kernel.posterior, x)):
             with pytest.raises(TypeError, match="Expected the step `t` to be an integer.*got (float|bool)"):
                 law(x, t)
 
     @pytest.mark.parametrize("shape", [(2,), (), (3, 2, 1), (2, 2)])
     def test_state_of_another_event_shape(self, family, shape):
-        kernel, x, good = family(constant_fraction(4), (3, 2)), np.ones(shape), np.ones((3, 2))
+        kernel, x, good = family(constant_fraction(4), (3, 2)), np.ones(shape, int), np.ones((3, 2), int)
         for law in (
             kernel.step,
             kernel.marginal,
@@ -342,26 +381,28 @@ def test_base_rate_out_of_range(rate):
         dpm.BernoulliKernel(constant_fraction(3), (2,), rate)
 
 
-def bernoulli_program(x0):
-    kernel = dpm.BernoulliKernel(learned("beta", 4), (2,))
-    dpm.forward_chain("x", dpm.Diffusion(kernel, kernel.step), x0)
-
-
-def test_no_learned_schedule_under_discrete_states():
-    reason = "fixed schedule under a Bernoulli kernel.*no reparameterised gradient.*constant_fraction"
+@pytest.mark.parametrize("family", [dpm.BernoulliKernel, categorical])
+def test_no_learned_schedule_under_discrete_states(family):
+    name = "Bernoulli" if family is dpm.BernoulliKernel else "categorical"
+    reason = f"fixed schedule under a {name} kernel.*no reparameterised gradient.*constant_fraction"
     x0 = np.array([0, 1])
+
+    def program(x0):
+        kernel = family(learned("beta", 4), (2,))
+        dpm.forward_chain("x", dpm.Diffusion(kernel, kernel.step), x0)
+
     with handlers.seed(rng_seed=0), pytest.raises(TypeError, match=reason):
-        bernoulli_program(x0)
+        program(x0)
     with pytest.raises(TypeError, match=reason):
-        jax.jit(lambda: handlers.seed(bernoulli_program, 0)(x0))()
-    svi = SVI(lambda x0: numpyro.sample("unused", dist.Normal()), bernoulli_program, Adam(1e-3), Trace_ELBO())
+        jax.jit(lambda: handlers.seed(program, 0)(x0))()
+    svi = SVI(lambda x0: numpyro.sample("unused", dist.Normal()), program, Adam(1e-3), Trace_ELBO())
     with pytest.raises(TypeError, match=reason):
         svi.init(jax.random.key(0), x0)
     with pytest.raises(TypeError, match=reason):
         jax.jit(svi.init)(jax.random.key(0), x0)
 
     def loss(params):
-        return handlers.substitute(handlers.seed(bernoulli_program, 0), data=params)(x0)
+        return handlers.substitute(handlers.seed(program, 0), data=params)(x0)
 
     with pytest.raises(TypeError, match=reason):
         jax.grad(loss)({"beta": jnp.zeros(3)})

@@ -1,0 +1,212 @@
+"""Discrete diffusion over K states: the binomial kernel as its two-state case, and predictions averaged over the data.
+
+The laws that every kernel keeps are in test_kernels.py, the enumerated bounds in tests/models/test_categorical.py.
+"""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.distributions.kl import kl_divergence
+
+import dpm_ppl as dpm
+from dpm_ppl.outputs import data_bernoulli, data_categorical
+from dpm_ppl.schedules import constant_fraction, linear
+from tests.oracles import STATES, BernoulliOracle
+
+T = 4
+BITS = BernoulliOracle()
+RATES = (1 - BITS.rate, BITS.rate)
+MASKED = (0.0, 0.0, 0.0, 1.0)
+
+
+def pair(event_shape=(3,), beta=None):
+    """The binomial kernel, and the same as a categorical one."""
+    beta = constant_fraction(T) if beta is None else beta
+    return dpm.BernoulliKernel(beta, event_shape, BITS.rate), dpm.CategoricalKernel(beta, event_shape, RATES)
+
+
+# Two states are the binomial kernel
+
+
+@pytest.mark.parametrize("beta", [constant_fraction(T), linear(T, first=0.1, last=0.6)], ids=["erases", "linear"])
+def test_two_states_are_the_binomial_kernel(beta):
+    binomial, categorical = pair(beta=beta)
+    x0, xt, value = (jnp.asarray(STATES)[s] for s in np.ix_(np.arange(8), np.arange(8), np.arange(8)))
+    t = jnp.arange(1, T + 1)[:, None, None, None]
+
+    @jax.jit
+    def log_probs():
+        laws = [
+            (k.stationary(), k.step(x0, t), k.marginal(x0, t), k.posterior(x0, xt, t)) for k in (binomial, categorical)
+        ]
+        return [[law.log_prob(value) for law in of_one] for of_one in laws]
+
+    for expected, came in zip(*jax.device_get(log_probs()), strict=True):
+        possible = expected > -1e30
+        np.testing.assert_allclose(came[possible], expected[possible], rtol=1e-12, atol=1e-13)
+        assert (came[~possible] < -1e30).all()
+
+
+def test_two_states_have_the_binomial_elbo():
+    """Term by term over all states x^t against the sum over all trajectories of bits."""
+    _, kernel = pair()
+    table, place = BITS.params["table"], np.array([4, 2, 1])
+
+    def reverse(x, t):
+        logits = table[t - 2, x @ place]
+        return dist.Categorical(logits=jnp.stack([jnp.zeros_like(logits), logits], -1)).to_event(1)
+
+    @jax.jit
+    def terms(x0):
+        x0, xt, t = x0[:, None], jnp.asarray(STATES), jnp.arange(2, T + 1)[:, None, None]
+        reached = jnp.exp(kernel.marginal(x0, t).log_prob(xt))
+        kl = jnp.sum(reached * kl_divergence(kernel.posterior(x0, xt, t), reverse(xt, t)), -1)
+        first = kernel.marginal(x0, 1).log_prob(xt)
+        reconstruction = jnp.sum(jnp.exp(first) * kernel.step(xt, 1).log_prob(x0), -1)
+        return kl.T, reconstruction - kl_divergence(kernel.marginal(x0[:, 0], T), kernel.stationary())
+
+    kl, rest = terms(jnp.asarray(STATES))
+    np.testing.assert_allclose(kl, BITS.kl(), rtol=1e-9)
+    np.testing.assert_allclose(rest - kl.sum(1), BITS.elbos(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("event_shape", [(), (3,), (2, 3)])
+def test_two_states_have_the_binomial_prediction(event_shape):
+    rng = np.random.default_rng(0)
+    binomial, categorical = pair(event_shape)
+    x, t = jnp.asarray(rng.integers(0, 2, (5, *event_shape))), jnp.arange(1, T + 1)[:, None]
+    logits = jnp.asarray(2 * rng.normal(size=x.shape))
+
+    @jax.jit
+    def log_probs():
+        expected = data_bernoulli(binomial, x, t, logits)
+        came = data_categorical(categorical, x, t, jnp.stack([jnp.full_like(logits, 0.7), logits + 0.7], -1))
+        assert (came.batch_shape, came.event_shape) == ((T, 5), event_shape)
+        return [jnp.stack([law.log_prob(value) for value in (x, 1 - x)]) for law in (expected, came)]
+
+    expected, came = log_probs()
+    np.testing.assert_allclose(came, expected, rtol=1e-10)
+
+
+# Predictions
+
+
+def test_a_letter_that_is_not_the_mask_is_kept():
+    """Whatever the network says of it; a masked one is drawn from the prediction with probability 1 / t."""
+    kernel = dpm.CategoricalKernel(constant_fraction(5), (4,), MASKED)
+    x, logits = jnp.array([0, 3, 2, 3]), jnp.asarray(np.random.default_rng(1).normal(size=(4, 4))).at[:, 3].set(-1e9)
+    for t in (1, 2, 3):
+        probs = data_categorical(kernel, x, jnp.asarray(t), logits).base_dist.probs
+        expected = np.asarray(jax.nn.softmax(logits)) / t  # (alpha_bar_(t-1) - alpha_bar_t) / (1 - alpha_bar_t)
+        expected[:, 3] += 1 - 1 / t
+        expected[[0, 2]] = np.eye(4)[[0, 2]]
+        np.testing.assert_allclose(probs, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("probs", [MASKED, (0.1, 0.2, 0.4, 0.3)], ids=["masked", "given"])
+@pytest.mark.parametrize("t", [2, 3, T])
+def test_true_prediction_gives_the_best_factorised_step(probs, t):
+    """Two coordinates that depend on each other; q(x^0, x^(t-1), x^t) by products of one step's matrix."""
+    kernel = dpm.CategoricalKernel(constant_fraction(T), (2,), probs)
+    states = np.array(list(product(range(4), repeat=2)))
+    data = np.zeros((4, 4))
+    data[[0, 0, 1, 2, 2], [1, 2, 0, 1, 2]] = [0.35, 0.05, 0.3, 0.1, 0.2]
+
+    def matrix(s):
+        keep = 1 - constant_fraction(T)[s - 1]
+        one = keep * np.eye(4) + (1 - keep) * np.asarray(probs)
+        return np.einsum("ij,kl->ikjl", one, one).reshape(16, 16)
+
+    before = np.linalg.multi_dot([np.eye(16), *map(matrix, range(1, t)), np.eye(16)])
+    joint = data.ravel()[:, None, None] * before[:, :, None] * matrix(t)
+    reached = joint.sum((0, 1)) > 0
+    joint, xt = joint[:, :, reached], states[reached]
+    letters = np.eye(4)[states]
+    true = np.einsum("ds,dik->sik", joint.sum(1) / joint.sum((0, 1)), letters)
+    expected = np.einsum("bs,bik->sik", joint.sum(0) / joint.sum((0, 1)), letters)  # marginals of q(x^(t-1) | x^t)
+    logits = np.log(np.maximum(true, 1e-300))
+    probs = jax.jit(lambda z: data_categorical(kernel, jnp.asarray(xt), jnp.asarray(t), z).base_dist.probs)(logits)
+    np.testing.assert_allclose(probs, expected, atol=1e-10)
+
+    def cross_entropy(logits):
+        output = data_categorical(kernel, jnp.asarray(xt), jnp.asarray(t), logits)
+        return -jnp.sum(jnp.where(joint.sum(0) > 0, joint.sum(0) * output.log_prob(states[:, None]), 0.0))
+
+    gradient = jax.jit(jax.grad(cross_entropy))
+    np.testing.assert_allclose(gradient(logits), 0.0, atol=1e-10)
+    off = np.asarray(gradient(np.random.default_rng(2).normal(size=logits.shape)))
+    assert np.isfinite(off).all()
+    assert np.abs(off).max() > 1e-3
+
+
+def test_single_precision_keeps_an_absorbing_chain_finite():
+    """Log probabilities of what cannot be stand for -inf, yet values, divergences and gradients are numbers."""
+    with jax.enable_x64(False):
+        kernel = dpm.CategoricalKernel(constant_fraction(1000), (3,), MASKED)
+        x0, xt = jnp.array([0, 1, 2]), jnp.array([3, 1, 3])
+
+        @jax.jit
+        @jax.value_and_grad
+        def divergence(logits, t):
+            return kl_divergence(kernel.posterior(x0, xt, t), data_categorical(kernel, xt, t, logits))
+
+        for t in (2, 999, 1000):
+            value, gradient = divergence(jnp.arange(12.0).reshape(3, 4), jnp.asarray(t))
+            assert value.dtype == jnp.float32
+            assert np.isfinite(value)
+            assert value >= 0
+            assert np.isfinite(gradient).all()
+        assert kl_divergence(kernel.marginal(x0, 1000), kernel.stationary()) == 0
+        assert np.isfinite(kernel.marginal(x0, 7).base_dist.entropy()).all()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("probs", "error", "message"),
+    [
+        (0.5, ValueError, r"`probs` of shape \(K,\).*got \(\)"),
+        ([1.0], ValueError, r"K >= 2 states; got \(1,\)"),
+        (np.full((2, 2), 0.5), ValueError, r"got \(2, 2\)"),
+        ([0.5, 0.4], ValueError, "sum of 1; got a least of 0.4 and a sum of 0.9"),
+        ([1.2, -0.2], ValueError, "at least 0 with a sum of 1; got a least of -0.2"),
+        ([np.nan, 1.0], ValueError, "at least 0 with a sum of 1"),
+        ("even", TypeError, "`probs` to be an array of numbers; got 'even'"),
+    ],
+)
+def test_bad_probabilities(probs, error, message):
+    with pytest.raises(error, match=message):
+        dpm.CategoricalKernel(constant_fraction(3), (2,), probs)
+
+
+def test_probabilities_are_fixed():
+    with pytest.raises(TypeError, match="`probs` to be known numbers; got a tracer"):
+        jax.jit(lambda p: dpm.CategoricalKernel(constant_fraction(3), (2,), p).probs)(jnp.array([0.5, 0.5]))
+
+
+def test_a_chain_that_cannot_end_in_pi():
+    reason = r"leaves no signal, beta_T = 1.*got beta_T = 0.6 with 3 states that pi lacks.*constant_fraction"
+    with pytest.raises(ValueError, match=reason):
+        dpm.CategoricalKernel(linear(T, first=0.1, last=0.6), (2,), MASKED)
+
+
+def test_states_that_are_no_integers():
+    kernel, good = dpm.CategoricalKernel(constant_fraction(3), (2,), MASKED), np.array([0, 1])
+    for law in (kernel.step, kernel.marginal, lambda x, t: kernel.posterior(good, x, t)):
+        with pytest.raises(TypeError, match=r"states to be integers 0\.\.3; got dtype float64"):
+            law(np.array([0.0, 1.0]), 2)
+
+
+def test_data_out_of_range():
+    kernel = dpm.CategoricalKernel(constant_fraction(3), (2,), MASKED)
+    diffusion = dpm.Diffusion(kernel, kernel.step)
+    reason = "within the support of the kernel's states.*got values from 0 to 4"
+    with handlers.seed(rng_seed=0), numpyro.plate("data", 1), pytest.raises(ValueError, match=reason):
+        dpm.reverse_chain("x", diffusion, obs=np.array([[0, 4]]))
