@@ -17,6 +17,8 @@ from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels import Kernel, has_closed_forms
 from dpm_ppl.statements import datum, decode_first
 
+Weight = Callable[[Any, Array], Array]
+
 
 class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
     r"""Reads every chain statement inside as KL terms at `size` stratified steps per datum, in place of a trajectory.
@@ -37,21 +39,28 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
     Args:
         fn: Model or guide.
         size: Number of steps m per datum, 1 <= m <= T - 1; None sums all T - 1 terms.
+        weight: What the KL term of step t counts, positive, as `weight(kernel, t)` of t's shape; by default 1, the
+            bound. Another is no bound, but may train better (`dpm_ppl.outputs.noise_weight`); x^T and x^0 stay as they
+            are.
 
     Raises:
-        TypeError: size is no integer.
-        ValueError: size is out of range, a model's chain is neither observed nor replayed from a guide, or guide and
-            model disagree on T, event shape or size.
+        TypeError: size is no integer, or weight no function.
+        ValueError: size is out of range, a model's chain is neither observed nor replayed from a guide, guide and
+            model disagree on T, event shape, size or weight, or a weight is of another shape than t or is given for a
+            kernel without closed forms, whose terms are no KLs.
 
     Source: Sohl-Dickstein et al. 2015, eq. 14, in the exact per-datum form; stratified t per datum is ours.
     """
 
-    def __init__(self, fn: Callable[..., Any] | None = None, *, size: int | None) -> None:
+    def __init__(self, fn: Callable[..., Any] | None = None, *, size: int | None, weight: Weight | None = None) -> None:
         if size is not None and (not isinstance(size, int | np.integer) or isinstance(size, bool)):
             raise TypeError(f"Expected `size`, a number of steps, to be an integer or None; got {size!r}.")
         if size is not None and size < 1:
             raise ValueError(f"Expected `size` to be at least 1; got {size}.")
+        if weight is not None and not callable(weight):
+            raise TypeError(f"Expected `weight` to be a function of (kernel, t), or None; got {weight!r}.")
         self.size = size
+        self.weight = weight
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -62,7 +71,16 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
             if self.size is not None and self.size > most:
                 raise ValueError(f"Expected `size` of subsample_steps to be at most T - 1 = {most}; got {self.size}.")
             terms, transitions = _READINGS[msg["type"]]
-            msg["fn"] = partial(terms if has_closed_forms(diffusion.kernel) else transitions, size=self.size)
+            if has_closed_forms(diffusion.kernel):
+                msg["fn"] = partial(terms, size=self.size, weight=self.weight)
+            elif self.weight is None:
+                msg["fn"] = partial(transitions, size=self.size)
+            else:
+                raise ValueError(
+                    f"Expected no `weight` for {type(diffusion.kernel).__name__}, a kernel without `marginal` and "
+                    "`posterior`: its terms are log density ratios along a trajectory, and only their plain sum is a "
+                    "divergence."
+                )
         elif msg["type"] == "sample" and "chain" in msg["infer"]:
             msg["chain"] = msg["infer"]["chain"]
 
@@ -70,8 +88,8 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
         """Compares what guide and model were built for: a replayed site brings its guide's `infer` along."""
         if msg["type"] == "sample" and "chain" in msg and msg["infer"].get("chain") != msg["chain"]:
             raise ValueError(
-                f"Expected one diffusion and one `size` in guide and model; at site {msg['name']!r} the guide has "
-                f"{msg['infer'].get('chain')} and the model {msg['chain']}."
+                f"Expected one diffusion, `size` and `weight` in guide and model; at site {msg['name']!r} the guide "
+                f"has {msg['infer'].get('chain')} and the model {msg['chain']}."
             )
 
 
@@ -85,28 +103,30 @@ class _Given(dist.ImproperUniform):
         )
 
 
-def _forward_terms(name: str, diffusion: Diffusion, x0: Array, *, size: int | None) -> None:
+def _forward_terms(name: str, diffusion: Diffusion, x0: Array, *, size: int | None, weight: Weight | None) -> None:
     kernel: Any = diffusion.kernel
-    x1 = _point(f"{name}_first", kernel.marginal(x0, 1), _built_for(kernel, size))
+    x1 = _point(f"{name}_first", kernel.marginal(x0, 1), _built_for(kernel, size, weight))
     numpyro.sample(f"{name}_last", kernel.marginal(x0, kernel.num_steps))
     if kernel.num_steps > 1:
         t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
         with _plate(name, t):
             xt = _point(f"{name}_at", kernel.marginal(x0, t))
-            with _weight(kernel, t):
+            with _counted(kernel, t, weight):
                 numpyro.sample(f"{name}_before", kernel.posterior(x0, xt, t))
 
 
-def _reverse_terms(name: str, diffusion: Diffusion, obs: Array | None, *, size: int | None) -> Array:
+def _reverse_terms(
+    name: str, diffusion: Diffusion, obs: Array | None, *, size: int | None, weight: Weight | None
+) -> Array:
     kernel = diffusion.kernel
     given = _Given(kernel.stationary().support, (), kernel.event_shape)
-    x1 = _point(f"{name}_first", given, _built_for(kernel, size))
+    x1 = _point(f"{name}_first", given, _built_for(kernel, size, weight))
     numpyro.sample(f"{name}_last", kernel.stationary())
     if kernel.num_steps > 1:
         t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
         with _plate(name, t):
             xt = _point(f"{name}_at", given)
-            with _weight(kernel, t):
+            with _counted(kernel, t, weight):
                 numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
     return datum(name, diffusion.decode(x1), obs)
 
@@ -150,12 +170,22 @@ def _plate(name: str, t: Array) -> numpyro.plate:
     return numpyro.plate(f"{name}_steps", len(t), dim=-t.ndim)
 
 
-def _weight(kernel: Kernel, t: Array) -> handlers.scale:
-    return handlers.scale(scale=(kernel.num_steps - 1) / len(t))
+def _counted(kernel: Kernel, t: Array, weight: Weight | None) -> handlers.scale:
+    """Makes each of the m steps drawn stand for (T - 1)/m, times its weight."""
+    share: Any = (kernel.num_steps - 1) / len(t)
+    if weight is not None:
+        counts = jnp.asarray(weight(kernel, t))
+        if counts.shape not in ((), t.shape):
+            raise ValueError(
+                f"Expected `weight` to return one number for each step, of t's shape {t.shape}; got {counts.shape}."
+            )
+        share = share * counts
+    return handlers.scale(scale=share)
 
 
-def _built_for(kernel: Kernel, size: int | None) -> dict[str, Any]:
-    return {"chain": f"T = {kernel.num_steps}, event shape {kernel.event_shape}, size {size}"}
+def _built_for(kernel: Kernel, size: int | None, weight: Weight | None = None) -> dict[str, Any]:
+    weighted = "" if weight is None else f", weight {getattr(weight, '__name__', weight)}"
+    return {"chain": f"T = {kernel.num_steps}, event shape {kernel.event_shape}, size {size}{weighted}"}
 
 
 def _batch_shape(kernel: Kernel, x: Array) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from jax import Array
 from jax.nn import log_sigmoid
 from jax.scipy.special import logit
 
+from dpm_ppl.categorical import CategoricalKernel
 from dpm_ppl.kernels import BernoulliKernel, GaussianKernel, is_concrete
 from dpm_ppl.normal import FullNormal
 
@@ -56,7 +57,7 @@ def noise_normal(
 
     Source: Ho et al. 2020, eq. 11.
     """
-    if is_concrete(kernel.beta) and np.max(kernel.beta) == 1:
+    if is_concrete(kernel.beta) and np.asarray(kernel.beta).max() == 1:
         raise ValueError(
             "Expected every beta_t < 1 under a prediction of the noise; got beta_t = 1, which leaves no signal, and so "
             "a division by zero. Predict the data (data_normal), or use a schedule that leaves some signal."
@@ -66,6 +67,35 @@ def noise_normal(
     if variance is None:
         _, _, variance = kernel.posterior_coefficients(t)
     return _normal(kernel, (x - beta / jnp.sqrt(noise_share) * noise) / jnp.sqrt(1 - beta), variance)
+
+
+def noise_weight(kernel: GaussianKernel, t: Array, *, variance: Array | None = None) -> Array:
+    r"""What turns the KL of step t under `noise_normal` into the plain squared error of the predicted noise.
+
+        KL(q(x^(t-1)|x^t,x^0) || p(x^(t-1)|x^t)) = beta_t^2 / (2 sigma_t^2 (1 - beta_t) (1 - alpha_bar_t))
+            ||noise - prediction||^2 + constant,
+
+    the constant 0 where sigma_t^2 is the posterior's variance. As `weight` of `dpm_ppl.subsample_steps` it makes the
+    bound the paper's simple loss, summed over t = 2..T. No bound any more, it says nothing of a schedule or variance:
+    learn neither by it.
+
+    Args:
+        kernel: Gaussian kernel with every beta_t < 1.
+        t: Step, any shape.
+        variance: sigma_t^2, of t's shape; by default that of the kernel's posterior.
+
+    Returns:
+        The inverse of that factor, of t's shape.
+
+    Source: Ho et al. 2020, eqs. 12 and 14.
+    """
+    beta, noise_share, noise_before = (
+        values[t - 1 + shift]
+        for values, shift in ((kernel.beta, 0), (kernel.one_minus_alpha_bar, 1), (kernel.one_minus_alpha_bar, 0))
+    )
+    if variance is None:
+        return 2 * (1 - beta) * noise_before / beta
+    return 2 * variance * (1 - beta) * noise_share / beta**2
 
 
 def data_normal(
@@ -155,14 +185,42 @@ def data_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -
     return dist.Bernoulli(logits=log_rate[0] - log_rate[1]).to_event(len(kernel.event_shape))
 
 
+def data_categorical(kernel: CategoricalKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:
+    """Factorised categorical from a prediction of the data: the kernel's posterior, averaged over the predicted x^0.
+
+    Args:
+        kernel: Categorical kernel.
+        x: State x^t, integers 0..K-1.
+        t: Step; at t = 1 this is the prediction of the data itself, for `decode`.
+        logits: Predicted logits of P(x^0 = k | x^t), shape (*batch, *event, K). An x^0 that cannot have led to x^t
+            gets none of the probability: under an absorbing kernel, a state that is not the mask is kept.
+
+    Returns:
+        Factorised categorical, event shape (*event): with the true P(x^0 | x^t) the best factorised reverse step there
+        is.
+
+    Source: Austin et al. 2021, eq. 4, with P(x^0 | x^t) as it stands: the network need not divide by q(x^t | x^0).
+    """
+    event_dim = len(kernel.event_shape)
+    batch_shape = jnp.broadcast_shapes(jnp.shape(t), x.shape[: x.ndim - event_dim])
+    x = jnp.broadcast_to(x, batch_shape + kernel.event_shape)
+    x0 = jnp.broadcast_to(jnp.arange(kernel.num_states).reshape(-1, *(1,) * x.ndim), (kernel.num_states, *x.shape))
+    reached = jnp.take_along_axis(_logits(kernel.marginal(x0, t)), x[None, ..., None], -1)[..., 0]
+    least = jnp.finfo(reached.dtype).min / 8  # the kernel's "cannot be" is below
+    log_predicted = jax.nn.log_softmax(jnp.where(jnp.moveaxis(reached, 0, -1) > least, logits, least))
+    posterior = jax.nn.log_softmax(_logits(kernel.posterior(x0, x, t)))  # (x^0, *x.shape, x^(t-1))
+    averaged = jax.nn.logsumexp(jnp.moveaxis(log_predicted, -1, 0)[..., None] + posterior, 0)
+    return dist.Categorical(logits=averaged).to_event(event_dim)
+
+
 def _per_event(kernel: GaussianKernel, values: Array | np.ndarray, t: Array) -> Array:
     """The entry of t in an array over steps 1..T, with a trailing 1 for every event dimension."""
     t = jnp.asarray(t)
     return jnp.asarray(values)[t - 1].reshape(t.shape + (1,) * len(kernel.event_shape))
 
 
-def _logits(bernoulli: dist.Distribution) -> Array:
-    return getattr(bernoulli, "base_dist", bernoulli).logits
+def _logits(discrete: dist.Distribution) -> Array:
+    return getattr(discrete, "base_dist", discrete).logits
 
 
 def _normal(kernel: GaussianKernel, mean: Array, variance: Array) -> dist.Distribution:

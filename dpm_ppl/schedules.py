@@ -100,16 +100,57 @@ def learned(
     return rates
 
 
+def learned_log_snr(
+    name: str, num_steps: int, *, first: float = 6.0, last: float = -6.0, num_segments: int = 16
+) -> Array:
+    """A falling log-SNR learned with the model, its two ends fixed: a NumPyro parameter of shape (num_segments,).
+
+    A piecewise linear function of (t - 1) / (T - 1): over each of equally long segments it falls by the share
+    softmax(parameter) of first - last. So the parameter does not grow with T and keeps its meaning as T does, and
+    rates come without cancellation at any T. At zeros, where it starts, it is `log_snr`.
+
+    Args:
+        name: Name of the parameter.
+        num_steps: Number of steps T, at least 2.
+        first: Log-SNR after step 1, in nats.
+        last: Log-SNR after step T.
+        num_segments: Number of segments.
+
+    Returns:
+        beta, shape (T,), with beta_1 = sigmoid(-first) and alpha_bar_T = sigmoid(last) whatever is learned.
+
+    Raises:
+        TypeError: `num_steps` or `num_segments` is no integer.
+        ValueError: a number is out of range.
+
+    Source: Kingma et al. 2021, sections 3.2 and 5.1, and app. H for rates from differences of log-SNR; there a monotone
+        network.
+    """
+    _check_num_steps(num_steps, at_least=2)
+    _check_num_steps(num_segments, called="num_segments")
+    if not np.isfinite([first, last]).all() or not first > last:
+        raise ValueError(f"Expected the log-SNR to fall, first > last, both finite; got first={first}, last={last}.")
+    share = jnp.maximum(jax.nn.softmax(numpyro.param(name, jnp.zeros(num_segments))), 1e-30)
+    ends = np.linspace(0, num_segments, num_steps)  # of the steps, in segments
+    segment = np.arange(num_segments)
+    overlap = np.minimum(ends[1:, None], segment + 1) - np.maximum(ends[:-1, None], segment)  # shape (T - 1, segments)
+    falls = (first - last) * (jnp.asarray(np.maximum(overlap, 0)) @ share)
+    noise = jax.nn.sigmoid(jnp.cumsum(falls) - first)  # 1 - alpha_bar_t
+    rates = jnp.concatenate([jax.nn.sigmoid(jnp.full((1,), -first, share.dtype)), -jnp.expm1(-falls) * noise])
+    _learned[id(rates)] = rates
+    return rates
+
+
 _learned: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
 
 def is_learned(beta: ArrayLike) -> bool:
-    """Whether an array is what `learned` returned: a kernel of discrete states must refuse it."""
+    """Whether an array is what `learned` or `learned_log_snr` returned: a kernel of discrete states must refuse it."""
     return beta is not None and _learned.get(id(beta)) is beta
 
 
-def _check_num_steps(num_steps: int, *, at_least: int = 1) -> None:
-    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool):
-        raise TypeError(f"Expected `num_steps` to be an integer; got {type(num_steps).__name__}.")
-    if num_steps < at_least:
-        raise ValueError(f"Expected `num_steps` to be at least {at_least}; got {num_steps}.")
+def _check_num_steps(number: int, *, at_least: int = 1, called: str = "num_steps") -> None:
+    if not isinstance(number, int | np.integer) or isinstance(number, bool):
+        raise TypeError(f"Expected `{called}` to be an integer; got {type(number).__name__}.")
+    if number < at_least:
+        raise ValueError(f"Expected `{called}` to be at least {at_least}; got {number}.")

@@ -95,7 +95,8 @@ class Bound:
         result: dict[str, float] = {"num_data": len(elbo), "num_samples": self.num_samples}
         for name, term in per_datum.items():
             values = np.asarray(term, np.float64)
-            error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            with np.errstate(invalid="ignore"):  # L_null of data that pi lacks is -inf, and its error unknown
+                error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
             result |= _in_both_units(name, float(np.mean(values))) | _in_both_units(name, error, suffix="_se")
         variance = np.mean(np.asarray(self.elbo_variance, np.float64)) / (self.num_samples * len(elbo))
         result |= _in_both_units("elbo", math.sqrt(variance), suffix="_mc_se")

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer import TraceMeanField_ELBO
 
-from dpm_ppl.handlers import subsample_steps
+from dpm_ppl.handlers import Weight, subsample_steps
 from dpm_ppl.inference import checkpoints, iterations, options, run_directory
 from dpm_ppl.inference.minibatches import batches_of
 from dpm_ppl.inference.prepare import prepare
@@ -28,7 +28,8 @@ class Fit:
     Args:
         params: Averaged parameters, constrained, by name: what `Predictive` and the rest of this package take.
         raw_params: Those of the last iteration.
-        losses: Loss of each iteration, an estimate of -ELBO in nats per datum, shape (num_iterations,).
+        losses: Loss of each iteration, an estimate of -ELBO in nats per datum, or of what `weight` or `loss` makes of
+            it, shape (num_iterations,).
         seconds: Time from the call to the end, compilation included, and that of the sessions it resumes, up to their
             checkpoints.
         num_iterations: Number of iterations.
@@ -50,6 +51,7 @@ def fit(
     num_iterations: int,
     batch_size: int = 256,
     num_steps_sampled: int | None = 8,
+    weight: Weight | None = None,
     optimizer: optax.GradientTransformation | None = None,
     learning_rate: float = 3e-3,
     args: tuple[Any, ...] = (),
@@ -83,6 +85,8 @@ def fit(
         batch_size: Number of data in a batch.
         num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
             all.
+        weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound,
+            of the same terms (see `dpm_ppl.subsample_steps`).
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
             `learning_rate` to 0 over num_iterations along a cosine.
         learning_rate: First rate of the default optimiser, positive.
@@ -129,7 +133,9 @@ def fit(
     if resume and run_dir is None:
         raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
     loss = TraceMeanField_ELBO() if loss is None else loss
-    sampled_model, sampled_guide = (subsample_steps(program, size=num_steps_sampled) for program in (model, guide))
+    sampled_model, sampled_guide = (
+        subsample_steps(program, size=num_steps_sampled, weight=weight) for program in (model, guide)
+    )
     init_key, batch_key, noise_key = jax.random.split(key, 3)
     batches = batches_of(data, batch_size=batch_size, key=batch_key)
     settings: dict[str, Any] = {
@@ -143,6 +149,8 @@ def fit(
         "data": options.describe_data(data, batches),
         "fingerprint": fingerprint,
     }
+    if weight is not None:
+        settings["weight"] = getattr(weight, "__name__", type(weight).__name__)
     if optimizer is None:
         settings["num_iterations of the default optimizer"] = int(num_iterations)
         settings["learning_rate"] = float(learning_rate)
@@ -180,6 +188,7 @@ def fit(
             num_iterations=num_iterations,
             keep=keep,
             progress=progress,
+            objective="bound" if weight is None else "weighted bound",
         )
     return Fit(
         params=svi.constrain_fn(done.carry.average),

@@ -79,7 +79,15 @@ class Keep:
 
 
 def advance(
-    loop: Loop, source: Any, done: Done, *, began: float, num_iterations: int, keep: Keep | None, progress: bool
+    loop: Loop,
+    source: Any,
+    done: Done,
+    *,
+    began: float,
+    num_iterations: int,
+    keep: Keep | None,
+    progress: bool,
+    objective: str = "bound",
 ) -> Done:
     """Does the iterations that are missing.
 
@@ -91,6 +99,7 @@ def advance(
         num_iterations: Number of iterations in all.
         keep: Where checkpoints are kept; None keeps none.
         progress: Whether to show a progress bar.
+        objective: What the bar calls minus the loss.
 
     Returns:
         What is done in the end, kept.
@@ -112,7 +121,7 @@ def advance(
                 count = position - done.position
                 # One assignment, of buffers that are not donated: an interrupt at any moment finds a whole state.
                 done = Done(position, chunk.carry, np.append(done.losses, losses[:count]), now - began)
-                bar.set_postfix_str(f"bound {_bound_bits(done.losses):.3f} bits", refresh=False)
+                bar.set_postfix_str(f"{objective} {_bound_bits(done.losses):.3f} bits", refresh=False)
                 bar.update(count)
                 if not healthy:
                     sound = _sound(loop, source, before, done, float(losses[count]))

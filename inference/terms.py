@@ -40,7 +40,8 @@ def bound_terms(
         elbo = terms["reconstruction"] - terms.pop("kl_sum") - terms["prior_matching"]
         variance = jnp.var(elbo, ddof=1) if num_samples > 1 else jnp.full((), jnp.nan, elbo.dtype)
         means = {name: jnp.mean(values, -1) for name, values in terms.items()}
-        return means | {"L_null": built.kernel.stationary().log_prob(x0), "elbo_variance": variance}
+        L_null = built.kernel.stationary().log_prob(x0)  # noqa: N806 - the paper's name
+        return means | {"L_null": jnp.where(_is_infinite(L_null), -jnp.inf, L_null), "elbo_variance": variance}
 
     return jax.vmap(of_datum)(x0, keys)
 
@@ -53,17 +54,13 @@ def _closed_form(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array
     def at_step(kl_sum: Array, t: Array) -> tuple[Array, Array]:
         state_key, before_key = jax.random.split(jax.random.fold_in(key, t))
         xt = kernel.marginal(x0, t).sample(state_key)
-        kl = _kl(kernel.posterior(x0, xt, t), diffusion.reverse(xt, t), before_key)
+        kl = divergence(kernel.posterior(x0, xt, t), diffusion.reverse(xt, t), before_key)
         return kl_sum + kl, jnp.mean(kl)
 
     stationary = kernel.stationary()
     first, last = kernel.marginal(x0, 1), kernel.marginal(x0, kernel.num_steps)
-    x1 = first.sample(first_key)
-    # log p(x^0|x^1) less a control variate of known mean, log q(x^1|x^0) - log pi(x^1): by detailed balance the rest is
-    # log pi(x^0), whatever x^1, where p(x^0|x^1) is the paper's. (Without an analytic mean it cancels: one key.)
-    control = first.log_prob(x1) - stationary.log_prob(x1)
-    reconstruction = diffusion.decode(x1).log_prob(x0) - control + _kl(first, stationary, first_key)
-    prior_matching = _kl(last, stationary, last_key)
+    reconstruction = controlled_reconstruction(diffusion, x0, first.sample(first_key), first_key)
+    prior_matching = divergence(last, stationary, last_key)
     kl_sum, kl = _over_steps(at_step, jnp.zeros_like(reconstruction), diffusion)
     return {
         "kl": kl[:, None],
@@ -101,6 +98,19 @@ def _trajectory(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array]
     }
 
 
+def controlled_reconstruction(diffusion: Diffusion, x0: Array, x1: Array, key: Array) -> Array:
+    """Estimates of E log p(x^0|x^1) in nats, shape (*batch), from draws x1 of `kernel.step(x0, 1)` by this very key.
+
+    They are log p(x^0|x^1) less a control variate of known mean, log q(x^1|x^0) - log pi(x^1): by detailed balance the
+    rest is log pi(x^0), whatever x^1, where p(x^0|x^1) is the paper's. (Without an analytic mean it cancels: one key.)
+    """
+    first, stationary = diffusion.kernel.step(x0, 1), diffusion.kernel.stationary()
+    mean = divergence(first, stationary, key)
+    control = first.log_prob(x1) - stationary.log_prob(x1) - mean
+    control = jnp.where(_is_infinite(mean), 0.0, control)  # pi may lack states of the data: an absorbing kernel
+    return diffusion.decode(x1).log_prob(x0) - control
+
+
 def _over_steps(at_step: Callable[..., Any], start: Any, diffusion: Diffusion) -> tuple[Any, Array]:
     """Scans t = 2..T; with T = 1 there is no reverse step to run."""
     if diffusion.num_steps == 1:
@@ -109,10 +119,15 @@ def _over_steps(at_step: Callable[..., Any], start: Any, diffusion: Diffusion) -
     return carry, kl
 
 
-def _kl(q: dist.Distribution, p: dist.Distribution, key: Array) -> Array:
+def divergence(q: dist.Distribution, p: dist.Distribution, key: Array) -> Array:
     """KL(q || p) in nats, shape (*batch), analytic where it is known and else at one sample."""
     try:
         return jnp.asarray(kl_divergence(q, p))
     except NotImplementedError:
         x = q.sample(key)
         return q.log_prob(x) - p.log_prob(x)
+
+
+def _is_infinite(nats: Array) -> Array:
+    """Whether a log probability is that of an event that cannot be, for which discrete kernels put a huge number."""
+    return jnp.abs(nats) > jnp.sqrt(jnp.finfo(nats.dtype).max)

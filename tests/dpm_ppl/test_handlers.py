@@ -77,6 +77,58 @@ def test_a_kernel_without_closed_forms(oracle, size):
     assert "x_before" not in trace
 
 
+def uneven(kernel, t):
+    """A weight that differs in every step, and tells t from T - t."""
+    return 0.3 + (t / kernel.num_steps) ** 2
+
+
+def weighted(pair, size, weight):
+    return tuple(dpm.subsample_steps(program, size=size, weight=weight) for program in pair)
+
+
+@pytest.mark.parametrize(
+    ("elbo", "size"), [(TraceMeanField_ELBO(), 2), (TraceMeanField_ELBO(), None), (Trace_ELBO(), 1)]
+)
+def test_a_weight_counts_the_kl_of_each_step_and_nothing_else(elbo, size):
+    pair = weighted(programs(SHORT.diffusion), size, uneven)
+    weights = uneven(SHORT, np.arange(2, 5))
+
+    def exact(params):
+        kl = jax.vmap(lambda x: SHORT.kl(x, jnp.zeros((2, 2)), params))(X0)
+        return -SHORT.elbos(X0, params).sum() + ((weights - 1) * kl).sum()
+
+    assert_unbiased(elbo, pair, SHORT.params, X0, exact=exact, num=1500)
+
+
+@pytest.mark.parametrize("weight", [lambda kernel, t: jnp.ones(t.shape), lambda kernel, t: jnp.ones(())])
+def test_a_weight_of_one_gives_the_bound_back(weight):
+    pair, key = programs(SHORT.diffusion), jax.random.key(4)
+    for size in (2, None):
+        results = [
+            jax.jit(jax.value_and_grad(lambda params, p=p: TraceMeanField_ELBO().loss(key, params, *p, X0)))(
+                SHORT.params
+            )
+            for p in (weighted(pair, size, weight), subsampled(pair, size))
+        ]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *results)
+
+
+def test_bad_weights():
+    model, guide = programs(SHORT.diffusion)
+    with pytest.raises(TypeError, match=r"Expected `weight` to be a function of \(kernel, t\), or None; got 2.0"):
+        dpm.subsample_steps(model, size=1, weight=2.0)
+    with pytest.raises(ValueError, match=r"one number for each step, of t's shape \(2, 3\); got \(2, 3, 1\)"):
+        traced_loss(*weighted((model, guide), 2, lambda kernel, t: jnp.ones((*t.shape, 1))))
+    with pytest.raises(ValueError, match=r"guide has T = 4, .* size 2, weight uneven and the model .* size 2\."):
+        traced_loss(dpm.subsample_steps(model, size=2), dpm.subsample_steps(guide, size=2, weight=uneven))
+
+    def sampled():
+        return SHORT.with_kernel(WithoutClosedForms(SHORT.diffusion().kernel))
+
+    with pytest.raises(ValueError, match="Expected no `weight` for WithoutClosedForms, a kernel without `marginal`"):
+        traced_loss(*weighted(programs(sampled), 2, uneven))
+
+
 def test_every_step_is_drawn_equally_often_and_strata_differ():
     guide = handlers.substitute(dpm.subsample_steps(programs(SPOILED.diffusion)[1], size=3), SPOILED.params)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro.distributions import kl_divergence
 
 import dpm_ppl as dpm
 from dpm_ppl.outputs import (
@@ -15,6 +16,7 @@ from dpm_ppl.outputs import (
     data_normal,
     full_normal,
     noise_normal,
+    noise_weight,
     residual_bernoulli,
     residual_normal,
 )
@@ -58,6 +60,49 @@ def assert_same_normal(a, b, rtol=1e-10):
     assert (a.batch_shape, a.event_shape) == (b.batch_shape, b.event_shape)
     for x, y in zip(parts(a), parts(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12)
+
+
+# The weights of the simple loss
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_kl_is_the_squared_error_of_the_noise(shape):
+    """Exactly, at fixed points: with the posterior's variance without a constant, with another less its own."""
+    kernel, x0, noise, predicted = gaussian(shape), batch(shape), batch(shape), batch(shape)
+    signal = per_event(np.cumprod(1 - np.asarray(kernel.beta)), shape)
+    xt = np.sqrt(signal) * x0 + np.sqrt(1 - signal) * noise
+    posterior = kernel.posterior(x0, xt, STEPS)
+    squared = np.sum((noise - predicted) ** 2, tuple(range(1, x0.ndim)))
+    kl = kl_divergence(posterior, noise_normal(kernel, xt, STEPS, predicted))
+    np.testing.assert_allclose(noise_weight(kernel, STEPS) * kl, np.broadcast_to(squared, kl.shape), rtol=1e-9)
+
+    wide = 0.4 + 0.1 * STEPS  # sigma_t^2 of one's own
+    variance = wide.reshape(T - 1, 1, *(1,) * len(shape))
+    kl = kl_divergence(posterior, noise_normal(kernel, xt, STEPS, predicted, variance=variance))
+    ratio = parts(posterior)[1] ** 2 / variance
+    constant = 0.5 * np.sum(ratio - 1 - np.log(ratio), tuple(range(2, ratio.ndim)))
+    weighted = noise_weight(kernel, STEPS, variance=wide) * (kl - constant)
+    np.testing.assert_allclose(weighted, np.broadcast_to(squared, kl.shape), rtol=1e-9)
+
+
+def test_noise_weight_is_the_papers():
+    """Ho et al. 2020, eq. 12, at its own schedule and both of its variances."""
+    beta, t = linear(1000), np.array([2, 3, 500, 1000])
+    b, signal, before = beta[t - 1], np.cumprod(1 - beta)[t - 1], np.cumprod(1 - beta)[t - 2]
+    kernel = dpm.GaussianKernel(beta, ())
+    for variance in (b, b * (1 - before) / (1 - signal)):
+        factor = b**2 / (2 * variance * (1 - b) * (1 - signal))
+        np.testing.assert_allclose(noise_weight(kernel, t, variance=variance), 1 / factor, rtol=1e-9)
+    np.testing.assert_allclose(noise_weight(kernel, t), 1 / factor, rtol=1e-9)
+
+
+def test_noise_normal_knows_its_schedule_while_a_step_is_traced():
+    """As `Diffusion` traces each reverse step it is given."""
+    fine, erasing = gaussian((3,)), gaussian((3,), erases=True)
+    loc = jax.eval_shape(lambda x: noise_normal(fine, x, jnp.asarray(2), x).base_dist.loc, np.ones(3))
+    assert loc.shape == (3,)
+    with pytest.raises(ValueError, match="every beta_t < 1"):
+        jax.eval_shape(lambda x: noise_normal(erasing, x, jnp.asarray(2), x).base_dist.loc, np.ones(3))
 
 
 # The paper's mean and variance

@@ -8,7 +8,7 @@ from numpyro import handlers
 from numpyro.distributions.kl import kl_divergence
 
 import dpm_ppl as dpm
-from dpm_ppl.schedules import constant_fraction, cosine, is_learned, learned, linear, log_snr
+from dpm_ppl.schedules import constant_fraction, cosine, is_learned, learned, learned_log_snr, linear, log_snr
 
 FIXED = [constant_fraction, linear, cosine, log_snr]
 
@@ -76,7 +76,10 @@ def test_every_rate_is_one_that_a_kernel_takes(schedule, num_steps):
     assert ((beta > 0) & (beta <= 1)).all()
 
 
-@pytest.mark.parametrize("schedule", [*FIXED, lambda num_steps: learned("beta", num_steps)])
+@pytest.mark.parametrize(
+    "schedule",
+    [*FIXED, lambda num_steps: learned("beta", num_steps), lambda num_steps: learned_log_snr("beta", num_steps)],
+)
 class TestBadNumberOfSteps:
     @pytest.mark.parametrize("num_steps", [2.0, "2", None, True, np.array([2, 3])])
     def test_kind(self, schedule, num_steps):
@@ -179,9 +182,87 @@ def test_gradient_through_the_schedule():
     np.testing.assert_allclose(gradient.sum(), 0.0, atol=1e-9)  # adding a constant to the logits changes nothing
 
 
+# The learned log-SNR
+
+
+def log_snr_with(parameter, num_steps, **options):
+    """The rates that a value of the parameter of `learned_log_snr` gives."""
+    program = handlers.substitute(handlers.seed(learned_log_snr, 0), data={"beta": jnp.asarray(parameter)})
+    return program("beta", num_steps, num_segments=len(parameter), **options)
+
+
+def after(beta):
+    """Log-SNR after each step, by the product of what is kept."""
+    kept = signal(beta)
+    return np.log(kept) - np.log1p(-kept)
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 12, 500])
+def test_learned_log_snr_interpolates_between_its_shares(num_steps):
+    """Shares that fall and rise, asymmetric, at steps that do and do not meet the ends of segments."""
+    shares = np.array([0.4, 0.1, 0.3, 0.2])
+    beta = log_snr_with(np.log(2.5 * shares), num_steps, first=5.0, last=-3.0)
+    knots = 5 - 8 * np.append(0, np.cumsum(shares))
+    at = np.arange(num_steps) / (num_steps - 1)
+    np.testing.assert_allclose(after(beta), np.interp(at, np.linspace(0, 1, 5), knots), rtol=1e-9, atol=1e-9)
+
+
+def test_learned_log_snr_starts_evenly_spaced():
+    with handlers.seed(rng_seed=0):
+        beta = learned_log_snr("beta", 30, first=7.0, last=-4.0)
+    np.testing.assert_allclose(beta, log_snr(30, first=7.0, last=-4.0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("parameter", [[0.3, -1.2, 2.0], [40.0, -40, 7], [-2e3, 0, 2e3], [1e6, 1e6, 1e6]])
+@pytest.mark.parametrize(("first", "last"), [(13.0, -5.0), (1.0, -12.0)])
+def test_ends_of_the_log_snr_stay_whatever_is_learned(parameter, first, last):
+    beta = log_snr_with(parameter, 7, first=first, last=last)
+    assert ((beta > 0) & (beta < 1)).all()
+    np.testing.assert_allclose(beta[0], 1 / (1 + np.exp(first)), rtol=1e-12)
+    np.testing.assert_allclose(signal(beta)[-1], 1 / (1 + np.exp(-last)), rtol=1e-9)
+
+
+def test_learned_log_snr_in_single_precision_at_many_steps():
+    """Rates from differences of log-SNR, each as exact as its own digits, where those of alpha_bar have none left."""
+    parameter, options = np.array([0.3, -0.5, 0.8]), {"first": 13.0, "last": -7.0}
+    exact = log_snr_with(parameter, 20_000, **options)
+    with jax.enable_x64(False):
+        beta = log_snr_with(parameter.astype(np.float32), 20_000, **options)
+        assert beta.dtype == jnp.float32
+        np.testing.assert_allclose(beta, exact, rtol=2e-4)
+        np.testing.assert_allclose(jnp.sum(jnp.log1p(-beta)), jnp.log(1 / (1 + np.exp(7.0))), rtol=1e-3)
+
+
+def test_gradient_through_the_learned_log_snr():
+    parameter = jnp.array([0.3, -0.5, 0.8])
+
+    def objective(parameter):
+        beta = log_snr_with(parameter, 6, first=4.0, last=-3.0)
+        return jnp.sum(jnp.log(beta) * jnp.arange(6) ** 2)
+
+    differences = [(objective(parameter + e) - objective(parameter - e)) / 2e-5 for e in 1e-5 * np.eye(3)]
+    np.testing.assert_allclose(jax.grad(objective)(parameter), differences, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"first": -2.0, "last": 3.0}, ValueError, "log-SNR to fall, .*got first=-2.0, last=3.0"),
+        ({"first": np.inf}, ValueError, "both finite; got first=inf"),
+        ({"last": np.nan}, ValueError, "got first=6.0, last=nan"),
+        ({"num_segments": 0}, ValueError, "`num_segments` to be at least 1; got 0"),
+        ({"num_segments": 2.0}, TypeError, "`num_segments` to be an integer; got float"),
+    ],
+)
+def test_bad_options_of_the_learned_log_snr(options, error, message):
+    with handlers.seed(rng_seed=0), pytest.raises(error, match=message):
+        learned_log_snr("beta", 4, **options)
+
+
 def test_is_learned_knows_only_what_was_learned():
     with handlers.seed(rng_seed=0):
         beta = learned("beta", 3)
+        assert is_learned(learned_log_snr("log_snr", 3))
     assert is_learned(beta)
     assert not any(is_learned(other) for other in (constant_fraction(3), np.array(beta), beta + 0.0, None))
     assert jax.jit(lambda: jnp.array(is_learned(handlers.seed(learned, 0)("beta", 3))))()

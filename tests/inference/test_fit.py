@@ -19,7 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from numpyro.infer import RenyiELBO, Trace_ELBO
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import NonFiniteLossError, checkpoints, fit, load_params, read_run, session
+from dpm_ppl.inference import NonFiniteLossError, bound, checkpoints, fit, load_params, read_run, session
 
 KEY = jax.random.key(3)
 BETA = np.array([0.05, 0.3, 0.5, 0.8])
@@ -163,6 +163,26 @@ def test_losses_estimate_the_bound_per_datum():
     epochs = start.losses.reshape(-1, 4).mean(1)
     assert abs(epochs.mean() - expected) < 3 * epochs.std() / math.sqrt(len(epochs))
     assert epochs.std() / math.sqrt(len(epochs)) < 0.02 * expected
+
+
+def late(kernel, t):
+    """A weight that differs in every step."""
+    return (t / kernel.num_steps) ** 3
+
+
+def test_a_weight_changes_the_objective_and_the_optimum_stays_where_every_step_is_its_own(capfd):
+    # Affine steps share no parameters, so each step's optimum is the same under any weight; a loss is not.
+    options = {"num_iterations": 400, "batch_size": 16, "optimizer": optax.sgd(0.0), "num_steps_sampled": None}
+    weighted, plain = small(weight=late, progress=True, **options), small(**options)
+    result = bound(diffusion, DATA, params=plain.params, key=KEY, num_samples=200)
+    less = float(((1 - (np.arange(2, 5) / 4) ** 3) * result.kl.mean(0)).sum())
+    difference = plain.losses - weighted.losses  # of the same draws
+    assert abs(difference.mean() - less) < 3 * difference.std() / math.sqrt(len(difference))
+    assert less > 10 * difference.std() / math.sqrt(len(difference))
+    assert f"weighted bound {-weighted.losses[-40:].mean() / math.log(2):.3f} bits" in capfd.readouterr().err
+    fitted = small(num_iterations=3000, batch_size=64, weight=late, optimizer=cosine(3000))
+    for name, expected in best_affine(DATA.mean(), DATA.var()).items():
+        np.testing.assert_allclose(fitted.params[name], expected, atol=0.04)
 
 
 def test_fresh_batches_of_a_distribution_reach_its_optimum():
@@ -385,9 +405,9 @@ def test_progress_shows_bits_and_nothing_else(capfd, chunks, tmp_path):
     result = small(progress=True, run_dir=tmp_path, checkpoint_every=0)
     load_params(tmp_path, model)
     out, err = capfd.readouterr()
-    bound = -result.losses[-6:].mean() / math.log(2)
+    bits = -result.losses[-6:].mean() / math.log(2)
     assert out == ""
-    assert f"bound {bound:.3f} bits" in err
+    assert f"bound {bits:.3f} bits" in err
     assert all("60 [" in line for line in err.replace("\n", "\r").split("\r") if line.strip())
     small()
     assert capfd.readouterr() == ("", "")
@@ -464,6 +484,7 @@ def another(x0=None):
     [
         ({"batch_size": 12}, "batch_size was 24 and is now 12"),
         ({"num_steps_sampled": None}, "num_steps_sampled was 2 and is now null"),
+        ({"weight": late}, 'weight was not there and is now "late"'),
         ({"key": jax.random.key(5)}, r"key was \[0, 3\] and is now \[0, 5\]"),
         ({"data": DATA + 1}, r"data was \"float64\[64, 1\] sha256 \w+\" and is now \"float64\[64, 1\] sha256"),
         (
@@ -553,6 +574,7 @@ def test_a_directory_says_whose_it_is(tmp_path):
         ({"batch_size": 65}, ValueError, "`batch_size` to be at most the number of data, 64; got 65"),
         ({"num_steps_sampled": 0}, ValueError, "`size` to be at least 1"),
         ({"num_steps_sampled": 4}, ValueError, "at most T - 1 = 3; got 4"),
+        ({"weight": 2.0}, TypeError, "`weight` to be a function"),
         ({"num_checkpoints": 0}, ValueError, "`num_checkpoints` to be at least 1"),
         ({"checkpoint_every": -1}, ValueError, "`checkpoint_every`, in seconds"),
         ({"clip_norm": 0.0}, ValueError, "`clip_norm` to be positive"),
