@@ -5,12 +5,14 @@ from dpm_ppl import inference as inference
 from dpm_ppl import networks as networks
 from dpm_ppl import outputs as outputs
 from dpm_ppl import schedules as schedules
+from dpm_ppl.categorical import CategoricalKernel as CategoricalKernel
 from dpm_ppl.chains import ForwardChain as ForwardChain
 from dpm_ppl.chains import ReverseChain as ReverseChain
 from dpm_ppl.datasets import Heartbeat as Heartbeat
 from dpm_ppl.datasets import SwissRoll as SwissRoll
 from dpm_ppl.diffusion import Diffusion as Diffusion
 from dpm_ppl.handlers import subsample_steps as subsample_steps
+from dpm_ppl.inference.checks import check as check
 from dpm_ppl.kernels import BernoulliKernel as BernoulliKernel
 from dpm_ppl.kernels import GaussianKernel as GaussianKernel
 from dpm_ppl.kernels import Kernel as Kernel

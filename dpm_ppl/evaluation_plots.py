@@ -20,19 +20,19 @@ _BITS = np.log(2.0)
 
 def evaluation_figure(
     likelihood: Any,
-    sandwich: Any,
-    work: Any,
+    sandwich: Any = None,
+    work: Any = None,
     *,
     entropy_bounds: Any = None,
     entropy_limit: float | None = None,
     title: str = "",
 ) -> Figure:
-    """The figure of an evaluation: k-hat, the estimate against particles, work, and entropy production.
+    """The figure of an evaluation: k-hat, the estimate against particles, and of a chain work and entropy production.
 
     Args:
         likelihood: `Likelihood` of the data.
-        sandwich: `Sandwich` on data simulated from the model.
-        work: `DissipatedWork` of the sandwich.
+        sandwich: `Sandwich` on data simulated from the model; None for a program that is no single chain.
+        work: `DissipatedWork` of the sandwich; None as well.
         entropy_bounds: `EntropyBounds` of the reverse steps, where the kernel's entropies are known.
         entropy_limit: Expected log density of the data, nats per datum, where known.
         title: Heading.
@@ -40,13 +40,15 @@ def evaluation_figure(
     Returns:
         A figure that belongs to no window; save it with `savefig`.
     """
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    num_rows = 1 if sandwich is None else 2
+    figure = Figure(figsize=(11, 4 * num_rows), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(2, 2)
+    axes = figure.subplots(num_rows, 2, squeeze=False)
     draw_khat(axes[0, 0], likelihood.khat)
     draw_estimates(axes[0, 1], likelihood, sandwich, entropy_limit=entropy_limit)
-    draw_work(axes[1, 0], work)
-    draw_entropy_production(axes[1, 1], likelihood.reverse_cross_entropy, bounds=entropy_bounds)
+    if sandwich is not None:
+        draw_work(axes[1, 0], work)
+        draw_entropy_production(axes[1, 1], likelihood.reverse_cross_entropy, bounds=entropy_bounds)
     return figure
 
 
@@ -89,13 +91,13 @@ def draw_khat(axes: Axes, khat: ArrayLike) -> None:
     axes.legend(fontsize="x-small", framealpha=0.8)
 
 
-def draw_estimates(axes: Axes, likelihood: Any, sandwich: Any, *, entropy_limit: float | None = None) -> None:
+def draw_estimates(axes: Axes, likelihood: Any, sandwich: Any = None, *, entropy_limit: float | None = None) -> None:
     """Draws the mean estimate in bits against the number of particles, with error bars, for given and simulated data.
 
     Args:
         axes: Where to draw.
         likelihood: `Likelihood` of the data.
-        sandwich: `Sandwich` on simulated data: its bounds close as particles are added.
+        sandwich: `Sandwich` on simulated data: its bounds close as particles are added. None where there is none.
         entropy_limit: What no mean estimate is above, nats per datum.
     """
     counts = particle_counts(likelihood.num_particles)
@@ -116,6 +118,18 @@ def draw_estimates(axes: Axes, likelihood: Any, sandwich: Any, *, entropy_limit:
     )
     if entropy_limit is not None:
         axes.axhline(entropy_limit / _BITS, color=LIMIT, linestyle=":", label="data: entropy limit")
+    if sandwich is not None:
+        _draw_sandwich(axes, sandwich)
+    axes.set(
+        xscale="log",
+        xlabel="particles S",
+        ylabel="log p(x$^{(0)}$) (bits per datum)",
+        title="Estimates, ± standard error",
+    )
+    axes.legend(fontsize="x-small", framealpha=0.8, loc="lower right")  # estimates rise to the right
+
+
+def _draw_sandwich(axes: Axes, sandwich: Any) -> None:
     counts = particle_counts(sandwich.forward.num_particles)
     bounds = [sandwich_at(sandwich, num) for num in counts]
     lower, lower_error = _means([bound.lower for bound in bounds])
@@ -128,13 +142,6 @@ def draw_estimates(axes: Axes, likelihood: Any, sandwich: Any, *, entropy_limit:
     axes.errorbar(
         np.multiply(counts, 0.93), lower, lower_error, marker="^", label="simulated data: lower bound", **style
     )
-    axes.set(
-        xscale="log",
-        xlabel="particles S",
-        ylabel="log p(x$^{(0)}$) (bits per datum)",
-        title="Estimates, ± standard error",
-    )
-    axes.legend(fontsize="x-small", framealpha=0.8, loc="lower right")  # estimates rise to the right
 
 
 def draw_work(axes: Axes, work: Any) -> None:

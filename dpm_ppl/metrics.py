@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
 
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.panels import valid_sequences
@@ -84,21 +86,30 @@ def entropy_limit(data: dist.Distribution | Array | np.ndarray, x0: Array) -> fl
         return None
 
 
+def support(data: dist.Distribution | Array | np.ndarray, x0: ArrayLike) -> constraints.Constraint:
+    """Where data lie: the support of a distribution; of an array, whole or real numbers, by the type of x0."""
+    if isinstance(data, dist.Distribution):
+        return data.support
+    return constraints.real if jnp.issubdtype(np.asarray(x0).dtype, jnp.floating) else constraints.nonnegative_integer
+
+
 def metrics(summary: Mapping[str, float], *, limit: float | None, about: Mapping[str, Any]) -> dict[str, Any]:
     """What `metrics.json` holds.
 
     Args:
-        summary: `dpm_ppl.inference.Bound.summary()`.
+        summary: `dpm_ppl.inference.Bound.summary()`, or what is known of it.
         limit: Expected log density of the data, nats per datum, where known.
         about: What else to report of the fit, put first.
 
     Returns:
-        `about`; the bound in bits per datum, each figure with its standard error under `_se`; where `limit` is known,
-        `entropy_limit_bits` and `gap_bits`, limit minus ELBO. A number that is not known is None.
+        `about`; of the bound in bits per datum what `summary` has, each figure with its standard error under `_se`;
+        where `limit` is known, `entropy_limit_bits` and `gap_bits`, limit minus ELBO. A number that is not known is
+        None.
     """
     names = [f"{name}_bits{suffix}" for name in ("elbo", "K", "L_null", "K_minus_L_null") for suffix in ("", "_se")]
-    names += ["elbo_bits_per_dimension", "kl_bits", "prior_matching_bits", "reconstruction_bits", "num_data"]
-    result = {**about, **{name: summary[name] for name in names}}
+    names += ["elbo_bits_per_dimension", "kl_bits", "prior_matching_bits", "reconstruction_bits"]
+    names += ["objective_nats", "objective_nats_se", "num_data"]
+    result = {**about, **{name: summary[name] for name in names if name in summary}}
     if limit is not None:
         result["entropy_limit_bits"] = limit / math.log(2)
         result["gap_bits"] = result["entropy_limit_bits"] - result["elbo_bits"]
@@ -125,4 +136,7 @@ def table(figures: Mapping[str, Any]) -> str:
         if figures.get(name) is not None:
             error = figures.get(f"{name}_se")
             lines.append(f"  {label:<21}{figures[name]:>10.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    if "objective_nats" in figures:
+        value, error = figures["objective_nats"], figures["objective_nats_se"]
+        lines.append(f"  No likelihood. Objective {value:.4f} ± {error:.4f} nats.")
     return "\n".join(lines)

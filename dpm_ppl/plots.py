@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpyro.distributions import constraints
 
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.panels import (
@@ -89,58 +90,83 @@ def fit_figure(
 
 
 def samples_figure(
-    samples: ArrayLike, *, diffusion: Diffusion, data: Any = None, x0: ArrayLike | None = None, title: str = ""
+    samples: ArrayLike,
+    *,
+    support: constraints.Constraint,
+    data: Any = None,
+    x0: ArrayLike | None = None,
+    losses: ArrayLike | None = None,
+    elbo: float | None = None,
+    entropy_limit: float | None = None,
+    title: str = "",
 ) -> Figure:
-    """Samples, beside data where there are any, and the frequencies of valid sequences where the data can list them.
+    """Samples, beside data where there are any, the frequencies of sequences that the data can list, and the loss.
 
     Args:
         samples: Samples x^0 of the model, shape (num_samples, *event).
-        diffusion: The diffusion, for the support of its states.
+        support: Support of a sample.
         data: The data, as in `fit_figure`.
         x0: Data to show beside the samples, shape (num_data, *event).
+        losses: As in `fit_figure`; by default the loss is not drawn.
+        elbo: Final ELBO, or what else the loss is an estimate of, nats per datum.
+        entropy_limit: As in `fit_figure`.
         title: Heading.
 
     Returns:
         A figure that belongs to no window.
     """
-    support = diffusion.kernel.stationary().support
-    plane, binary = is_plane(diffusion.event_shape, support), is_binary_vector(diffusion.event_shape, support)
+    event_shape = np.shape(samples)[1:]
+    plane, binary = is_plane(event_shape, support), is_binary_vector(event_shape, support)
     sequences = valid_sequences(data) if binary else None
     panels = [(samples, f"{len(np.asarray(samples)):,} samples", MODEL), *([] if x0 is None else [(x0, "Data", DATA)])]
-    figure = Figure(figsize=(4 * len(panels) + 0.5, 4.4 + (2.6 if sequences else 0)), layout="constrained")
+    heights = [4.0, *([2.6] if sequences else []), *([] if losses is None else [3.3])]
+    figure = Figure(figsize=(4 * len(panels) + 0.5, sum(heights) + 0.4), layout="constrained")
     figure.suptitle(title)
-    rows: Any = figure.subfigures(2, 1, height_ratios=[4.0, 2.6]) if sequences else [figure]
+    rows: Any = figure.subfigures(len(heights), 1, height_ratios=heights) if heights[1:] else [figure]
     scale = common_scale([panel[0] for panel in panels], symmetric=plane)
     for axes, (x, name, color) in zip(np.ravel(rows[0].subplots(1, len(panels), sharey=True)), panels, strict=True):
         draw_states(axes, x, support=support, scale=scale, origin=x, color=color)
         axes.set_title(name)
     if sequences:
         draw_frequencies(rows[1].subplots(), samples, sequences=sequences[0], probabilities=sequences[1])
+    if losses is not None:
+        draw_loss(rows[-1].subplots(), losses, elbo=elbo, entropy_limit=entropy_limit)
     return figure
 
 
-def draw_loss(axes: Axes, losses: ArrayLike, *, elbo: float, null: float, entropy_limit: float | None = None) -> None:
+def draw_loss(
+    axes: Axes,
+    losses: ArrayLike,
+    *,
+    elbo: float | None = None,
+    null: float | None = None,
+    entropy_limit: float | None = None,
+) -> None:
     """Draws the bound over the iterations in bits: means over windows that grow, and the range within each.
 
     Args:
         axes: Where to draw.
         losses: -ELBO of each iteration, nats per datum.
-        elbo: Final ELBO, nats per datum.
-        null: L_null, what the bound is without learning, nats per datum; the axis ends a little below it.
-        entropy_limit: What no ELBO is above, nats per datum.
+        elbo: Final ELBO, nats per datum, where known.
+        null: L_null, what the bound is without learning, nats per datum, where known; the axis ends a little below it.
+        entropy_limit: What no ELBO is above, nats per datum, where known.
     """
     iterations, mean, low, high = smoothed(-np.asarray(losses, float) / _BITS)
     axes.fill_between(iterations, low, high, color=MODEL, alpha=0.2, linewidth=0, label="10% to 90% of estimates")
     axes.plot(iterations, mean, color=MODEL, label="training estimate, averaged")
-    lines = [(elbo, DATA, "--", "ELBO at the end"), (null, "black", "-.", "nothing learned, L_null")]
-    if entropy_limit is not None:
-        lines.insert(0, (entropy_limit, LIMIT, ":", "entropy limit"))
-    for value, color, style, name in lines:
-        axes.axhline(value / _BITS, color=color, linestyle=style, linewidth=1.2, label=f"{name}, {value / _BITS:.3f}")
-    top, bottom = (of(value / _BITS for value, *_ in lines) for of in (max, min))
+    lines = [
+        (entropy_limit, LIMIT, ":", "entropy limit"),
+        (elbo, DATA, "--", "at the end"),
+        (null, "black", "-.", "nothing learned, L_null"),
+    ]
+    known = [(nats / _BITS, *look) for nats, *look in lines if nats is not None]
+    for value, color, style, name in known:
+        axes.axhline(value, color=color, linestyle=style, linewidth=1.2, label=f"{name}, {value:.3f}")
+    shown = [value for value, *_ in known] + ([] if null is not None else [*mean])
+    top, bottom = max(shown), min(shown)
     height = top - bottom or 1.0
     axes.set(ylim=(bottom - 0.2 * height, top + 0.1 * height), xscale="log")
-    axes.set(xlabel="iteration", ylabel="bound (bits per datum)", title="Training")
+    axes.set(xlabel="iteration", ylabel="objective (bits per datum)", title="Training")
     _legend_below(axes)
 
 

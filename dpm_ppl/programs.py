@@ -1,12 +1,13 @@
 """Programs by name or by file: what the command line calls MODEL.
 
-A program is a Python file with four names: `diffusion`, `model`, `guide` and `data`, and, if it likes, a training
-`recipe`. Every file of models/ is known by its own name; there is no list to keep.
+A program is a Python file with the names `model`, `guide` and `data`; `diffusion`, where it is one chain of its data;
+and, if it likes, a training `recipe`. Every file of models/ is known by its own name; there is no list to keep.
 """
 
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from jax import Array
 
 from dpm_ppl.diffusion import Diffusion
 
-NAMES = ("diffusion", "model", "guide", "data")
+NAMES = ("model", "guide", "data")
 _MODELS = "dpm_ppl.models"
 
 
@@ -33,20 +34,21 @@ class Program:
         name: Its name in models/, or the absolute path of a user's own file: either loads it again.
         path: The file.
         summary: First line of the file's docstring.
-        diffusion: Declares parameters and returns a `Diffusion`.
-        model: `model(x0=None, size=1)`, the reverse chain.
+        model: `model(x0=None, size=1)`, the reverse chain; returns x0 of shape (size, *event).
         guide: `guide(x0)`, the forward chain.
         data: Returns the data: a NumPyro distribution, or an array of shape (num_data, *event).
+        diffusion: Declares parameters and returns a `Diffusion`; None where the program is more than one chain of its
+            data, or none: its file has no `diffusion` that is called without arguments.
         recipe: Keyword arguments for `dpm_ppl.inference.fit`; empty where the file has none.
     """
 
     name: str
     path: Path
     summary: str
-    diffusion: Callable[[], Diffusion]
     model: Callable[..., Any]
     guide: Callable[..., Any]
     data: Callable[[], dist.Distribution | Array | np.ndarray]
+    diffusion: Callable[[], Diffusion] | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +70,7 @@ def load(name_or_path: str | Path) -> Program:
         FileNotFoundError: the path leads to no file.
         ImportError: the file fails when it is run.
         TypeError: a name in the file is of the wrong kind.
-        ValueError: no such name in models/, or the file lacks some of the four names.
+        ValueError: no such name in models/, or the file lacks some of the names.
     """
     files = _files()
     if str(name_or_path) in files:
@@ -139,8 +141,8 @@ def _program(name: str, path: Path, module: ModuleType) -> Program:
             f"Expected {path} to have the names {', '.join(NAMES)}; it lacks {', '.join(missing)}. "
             "dpm_ppl/models/swiss_roll.py is a page to copy."
         )
-    for part in NAMES[:3]:
-        if not callable(getattr(module, part)):
+    for part in ("model", "guide", "diffusion"):
+        if hasattr(module, part) and not callable(getattr(module, part)):
             kind = type(getattr(module, part)).__name__
             raise TypeError(f"Expected `{part}` in {path} to be a function; got {kind}.")
     recipe = getattr(module, "recipe", {})
@@ -150,12 +152,23 @@ def _program(name: str, path: Path, module: ModuleType) -> Program:
         name=name,
         path=path,
         summary=(module.__doc__ or "").strip().split("\n")[0],
-        diffusion=module.diffusion,
         model=module.model,
         guide=module.guide,
         data=lambda: _data(module.data, path),
+        diffusion=_chain(getattr(module, "diffusion", None)),
         recipe=recipe,
     )
+
+
+def _chain(diffusion: Callable[..., Any] | None) -> Callable[[], Diffusion] | None:
+    """A program's `diffusion`; None where it takes arguments, a label for instance, and so is one of several chains."""
+    if diffusion is None:
+        return None
+    try:
+        inspect.signature(diffusion).bind()
+    except TypeError:
+        return None
+    return diffusion
 
 
 def _data(data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:

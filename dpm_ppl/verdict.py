@@ -21,9 +21,9 @@ def problems(figures: Mapping[str, Any]) -> list[str]:
         found.append(f"k-hat is not known for {share:.0%} of the data")
     if (share := figures["ess_low_share"]) > TOLERATED_SHARE:
         found.append(f"fewer than {FEW_PARTICLES} particles are effective for {share:.0%} of the data")
-    if not (gap := figures["sandwich_gap_bits"]) <= WIDE_GAP_BITS:
+    if not (gap := figures.get("sandwich_gap_bits", 0.0)) <= WIDE_GAP_BITS:
         found.append(f"on simulated data the bounds are {gap:.3g} bits apart")
-    if not (overlap := figures["work_overlap"]) >= LITTLE_OVERLAP:
+    if not (overlap := figures.get("work_overlap", 1.0)) >= LITTLE_OVERLAP:
         found.append(f"forward and reverse work overlap by {overlap:.1%} only")
     if figures.get("gap_bits", 0.0) < -4 * math.hypot(figures.get("gap_bits_se", 0.0), figures["estimate_bits_mc_se"]):
         found.append("on average it exceeds the data's own log density, as no likelihood can")
@@ -37,11 +37,12 @@ def verdict(figures: Mapping[str, Any], found: list[str]) -> list[str]:
         figures: What `evaluation` returns.
         found: Its `problems`.
     """
-    estimate, gap = with_error(figures, "estimate_bits").strip(), figures["sandwich_gap_bits"]
+    estimate, gap = with_error(figures, "estimate_bits").strip(), figures.get("sandwich_gap_bits")
     if not found:
+        simulated = "" if gap is None else f", and on simulated data the bounds are {max(gap, 0):.2g} bits apart"
         return [
             f"The likelihood can be trusted: {estimate} bits per datum.",
-            f"The weights have light tails, and on simulated data the bounds are {max(gap, 0):.2g} bits apart.",
+            f"The weights have light tails{simulated}.",
         ]
     lines = [
         "The likelihood can NOT be trusted: " + "; ".join(found) + ".",
@@ -56,6 +57,11 @@ def verdict(figures: Mapping[str, Any], found: list[str]) -> list[str]:
     elif needed <= MOST_PARTICLES:
         digits = 10 ** (len(str(int(needed))) - 1)
         lines.append(f"What to do: run again with --particles {math.ceil(needed / digits) * digits}.")
+    elif gap is None:
+        lines.append(
+            "What to do: more particles will not help soon. The guide is far from the model's posterior: fit for "
+            "longer, or give the guide more freedom."
+        )
     else:
         lines.append(
             "What to do: more particles will not help soon. The reverse steps are far from the true ones, most often "

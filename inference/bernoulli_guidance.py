@@ -13,7 +13,7 @@ from dpm_ppl.inference.conditioned import Target
 from dpm_ppl.inference.moves import BernoulliMove
 
 LARGEST_GAIN = 6.0  # nats that one flip can gain or lose: r itself, not its expansion, forbids a datum
-LEAST_UNLARGEST_GAIN = 0.01  # of 1 - alpha_bar_t, the least chance of either bit of x^0: a network may be wrong
+LEAST_UNCERTAIN = 0.01  # of 1 - alpha_bar_t, the least chance of either bit of x^0: a network may be wrong
 
 LogR = Callable[[Array], Array]
 Known = tuple[Array, Array] | None
@@ -59,7 +59,7 @@ def _predicted(p: dist.Distribution, target: Target, x: Array, t: Array) -> tupl
     one, zero = (_logits(kernel.posterior(jnp.full_like(x, bit), x, t)) for bit in (1, 0))
     spread = sigmoid(one) - sigmoid(zero)
     rate = (sigmoid(_logits(p)) - sigmoid(zero)) / jnp.where(spread == 0, 1.0, spread)
-    least = LEAST_UNLARGEST_GAIN * kernel.one_minus_alpha_bar[t]
+    least = LEAST_UNCERTAIN * kernel.one_minus_alpha_bar[t]
     return jnp.clip(rate, least, 1 - least), one, zero
 
 

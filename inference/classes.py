@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.special import log_softmax  # type: ignore[import-untyped]
+from scipy.special import log_softmax
 
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.likelihood import log_likelihood

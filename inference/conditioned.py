@@ -33,7 +33,7 @@ class Conditioned:
 
     def latents(self, key: Array) -> Latents:
         """The program's other latent variables, drawn from their prior."""
-        trace, chain = self._run(key=key)
+        trace, _ = self._run(key=key)
         return {name: site["value"] for name, site in trace.items() if _is_latent(site)}
 
     def target(self, latents: Latents) -> "Target":
@@ -44,21 +44,8 @@ class Conditioned:
             terms = [_log_prob(site) for site in trace.values() if _is_observed(site) and not _clamps(site, x0)]
             return sum(terms, start=jnp.zeros(()))
 
-        _, chain = self._run(latents=latents)
-        return Target(chain.found, log_r, self._known(chain.found, latents))
-
-    def _known(self, diffusion: Diffusion, latents: Latents) -> tuple[Array, Array] | None:
-        """Which coordinates are known exactly, and what they are: those of a `Delta` at x^0 that is observed."""
-        shape = diffusion.event_shape
-        x0 = jnp.zeros(shape, _dtype(diffusion))
-        trace, _ = self._run(x0=x0, latents=latents)
-        mask, value = jnp.zeros(shape, bool), x0
-        found = [site for site in trace.values() if _is_observed(site) and _clamps(site, x0)]
-        for site in found:
-            known = jnp.broadcast_to(_mask(site["fn"]), shape)
-            value = jnp.where(known, jnp.asarray(site["value"], value.dtype), value)
-            mask = mask | known
-        return (mask, value) if found else None
+        trace, chain = self._run(latents=latents)
+        return Target(chain.found, log_r, _known(trace, chain.x0))
 
     def _run(
         self, *, x0: Array | None = None, latents: Mapping[str, Array] | None = None, key: Array | int = 0
@@ -134,10 +121,10 @@ class Target:
 
 @dataclass(eq=False)
 class _Cut(Messenger):
-    """Puts a datum in place of a chain, and keeps its diffusion."""
+    """Puts a datum in place of a chain, zeros unless one is given, and keeps its diffusion."""
 
     site: str
-    x0: Array | None
+    x0: Any
     found: Any = field(default=None)
 
     def __post_init__(self) -> None:
@@ -146,8 +133,9 @@ class _Cut(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "reverse_chain" and msg["args"][0] == self.site:
             self.found = msg["args"][1]
-            x0 = jnp.zeros(self.found.event_shape, _dtype(self.found)) if self.x0 is None else self.x0
-            msg["fn"] = lambda *args: x0
+            if self.x0 is None:
+                self.x0 = jnp.zeros(self.found.event_shape, _dtype(self.found))
+            msg["fn"] = lambda *args: self.x0
 
 
 @dataclass(eq=False)
@@ -212,9 +200,17 @@ def _clamps(site: Mapping[str, Any], x0: Array) -> bool:
     return isinstance(base, dist.Delta) and base.v is x0
 
 
-def _mask(fn: dist.Distribution) -> Any:
-    masks = [layer._mask for layer in _layers(fn) if isinstance(layer, dist.MaskedDistribution)]
-    return masks[0] if masks else True
+def _known(trace: Mapping[str, dict[str, Any]], x0: Array) -> tuple[Array, Array] | None:
+    """Which coordinates are known exactly, and what they are: those of a `Delta` at x^0 that is observed."""
+    mask, value = jnp.zeros(x0.shape, bool), x0
+    found = [site for site in trace.values() if _is_observed(site) and _clamps(site, x0)]
+    for site in found:
+        known = jnp.ones(x0.shape, bool)
+        for layer in _layers(site["fn"]):
+            known = known & layer._mask if isinstance(layer, dist.MaskedDistribution) else known
+        value = jnp.where(known, jnp.asarray(site["value"], value.dtype), value)
+        mask = mask | known
+    return (mask, value) if found else None
 
 
 def _dtype(diffusion: Diffusion) -> Any:

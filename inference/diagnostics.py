@@ -135,15 +135,22 @@ def to_arviz(likelihood: "Likelihood", *, K: ArrayLike | None = None) -> Any:  #
     Raises:
         ValueError: K is not of shape (num_data,).
     """
+    return record(_groups(likelihood, K), about=_ABOUT)
+
+
+def record(groups: Mapping[str, Any], *, about: Mapping[str, str]) -> Any:
+    """Data sets as `InferenceData` (0.23) or `xarray.DataTree` (1.x).
+
+    Args:
+        groups: `xarray.Dataset` of each group by name.
+        about: Attributes of the whole.
+    """
     import xarray as xr
 
-    az = _arviz()
-
-    groups = _groups(likelihood, K)
     if not _is_one():
-        return az.InferenceData(attrs=_ABOUT, **groups)
+        return _arviz().InferenceData(attrs=dict(about), **groups)
     tree = xr.DataTree.from_dict(groups)
-    tree.attrs.update(_ABOUT)
+    tree.attrs.update(about)
     return tree
 
 
@@ -190,8 +197,25 @@ def save(likelihood: "Likelihood", path: str | os.PathLike[str], *, K: ArrayLike
         OSError: it cannot be written; a file that was there is as it was.
         ValueError: K is not of shape (num_data,).
     """
+    return write(path, _groups(likelihood, K), about=_ABOUT)
+
+
+def write(path: str | os.PathLike[str], groups: Mapping[str, Any], *, about: Mapping[str, str]) -> Path:
+    """Writes data sets as netCDF, all of them or nothing.
+
+    Args:
+        path: The file. One that is there is replaced when the new one is complete.
+        groups: `xarray.Dataset` of each group by name.
+        about: Attributes of the whole.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is as it was.
+    """
     path = Path(path)
-    content = _netcdf(_groups(likelihood, K))
+    content = _netcdf(groups, about)
     try:
         write_whole(path, lambda file: file.write(content))
     except OSError as error:
@@ -199,20 +223,30 @@ def save(likelihood: "Likelihood", path: str | os.PathLike[str], *, K: ArrayLike
     return path
 
 
-def _netcdf(groups: Mapping[str, Any]) -> bytes:
+def _netcdf(groups: Mapping[str, Any], about: Mapping[str, str]) -> bytes:
     """Data sets as a netCDF file, made in memory: on a full disk, HDF5 itself loses data or ends the process."""
     import h5netcdf
 
     memory = io.BytesIO()
     with h5netcdf.File(memory, "w") as file:
-        file.attrs.update(_ABOUT)
+        file.attrs.update(about)
         for name, data in groups.items():
             group = file.create_group(name)
             group.dimensions = dict(data.sizes)
             for variable_name, variable in data.variables.items():
-                stored = group.create_variable(variable_name, variable.dims, data=variable.values)
-                stored.attrs.update(variable.attrs)
+                values, attrs = variable.values, dict(variable.attrs)
+                if values.dtype == bool:  # netCDF has none: xarray reads it back by this attribute
+                    values, attrs = values.astype(np.int8), {**attrs, "dtype": "bool"}
+                stored = group.create_variable(variable_name, variable.dims, data=values)
+                stored.attrs.update(attrs)
     return memory.getvalue()
+
+
+def variable(dims: Any, value: ArrayLike, name: str, units: str) -> Any:
+    """An `xarray.Variable` that says what it is and in which units."""
+    import xarray as xr
+
+    return xr.Variable(dims, np.array(value), {"long_name": name, "units": units})
 
 
 def _groups(likelihood: "Likelihood", K: ArrayLike | None) -> dict[str, Any]:  # noqa: N803
@@ -221,9 +255,6 @@ def _groups(likelihood: "Likelihood", K: ArrayLike | None) -> dict[str, Any]:  #
 
     num_particles, num_data = likelihood.log_weight.shape
     particle, datum = {"particle": np.arange(num_particles)}, {"datum": np.arange(num_data)}
-
-    def variable(dims: Any, value: ArrayLike, name: str, units: str) -> Any:
-        return xr.Variable(dims, np.array(value), {"long_name": name, "units": units})
 
     log_weight = variable(("particle", "datum"), likelihood.log_weight, "log weight of a trajectory", "nats")
     per_datum = {

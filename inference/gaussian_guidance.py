@@ -106,21 +106,19 @@ def shifted(p: dist.Distribution, slope: Array) -> NormalMove:
 
 def predicted(target: Target, x: Array, t: Array) -> Array:
     """The x^0 that the reverse step predicts, (mean - c1 x^t) / c0, shape (*event)."""
-    from_data, from_state, _ = _coefficients(target, t)
-    mean: Array = target.diffusion.reverse(x, t).mean
-    return (mean - from_state * x) / from_data
+    return _undone(target.diffusion.reverse(x, t), target, x, t)
 
 
-def posterior_step(p: dist.Distribution, target: Target, x: Array, t: Array, *, full: bool) -> tuple[Array, NormalMove]:
+def posterior_step(target: Target, x: Array, t: Array, *, full: bool) -> tuple[Array, NormalMove]:
     """Log r widened by the uncertainty of x^0 given x^t, and the proposal for x^(t-1) that the guided x^0 makes.
 
     Source: products of normals; x^(t-1) given x^0 and x^t as in Sohl-Dickstein et al. 2015, app. B.
     """
     c0, _, variance = _coefficients(target, t)
-    x0 = _uncertain(target, x, t, full=full)
+    p, x0 = _uncertain(target, x, t, full=full)
     guided = guide(x0, target.log_r, target.known, x.shape)
     reach = _matmul(guided.base.scale_tril, jnp.swapaxes(_inverse(guided.inner), -1, -2))  # a factor of the product
-    moved = guided.base.loc - x0.loc + jnp.einsum("bij,bj->bi", guided.base.scale_tril, _upper_shift(guided))
+    moved = guided.base.loc - x0.loc + jnp.einsum("bij,bj->bi", reach, guided.shift)
     identity = jnp.eye(x0.loc.shape[-1])
     # What p's covariance would be with x0's: p's own may differ, and the proposal is made relative to it.
     expected = lower_factor(c0**2 * _square(x0.scale_tril) + variance * identity)
@@ -131,32 +129,39 @@ def posterior_step(p: dist.Distribution, target: Target, x: Array, t: Array, *, 
     return guided.log_r, NormalMove(*normal, shift, factor, jnp.zeros(()), None if is_normal else p, p.event_shape)
 
 
-def _upper_shift(guided: Guided) -> Array:
-    return jnp.einsum("bji,bj->bi", _inverse(guided.inner), guided.shift)
-
-
 def _coefficients(target: Target, t: Array) -> tuple[Array, Array, Array]:
     kernel: Any = target.diffusion.kernel
     from_data, from_state, variance = (jnp.ravel(c)[0] for c in kernel.posterior_coefficients(t))
     return from_data, from_state, variance
 
 
-def _uncertain(target: Target, x: Array, t: Array, *, full: bool) -> Normal:
-    """Mean and covariance of x^0 given x^t."""
+def _undone(p: dist.Distribution, target: Target, x: Array, t: Array) -> Array:
+    from_data, from_state, _ = _coefficients(target, t)
+    mean: Array = p.mean
+    return (mean - from_state * x) / from_data
+
+
+def _uncertain(target: Target, x: Array, t: Array, *, full: bool) -> tuple[dist.Distribution, Normal]:
+    """The reverse step, and mean and covariance of x^0 given x^t; the network is run once."""
     kernel: Any = target.diffusion.kernel
     signal, noise = kernel.alpha_bar[t], kernel.one_minus_alpha_bar[t]
 
-    def flat(x_flat: Array) -> Array:
-        return predicted(target, x_flat.reshape(x.shape), t).ravel()
+    def step(flat: Array) -> tuple[Array, tuple[Array, dist.Distribution]]:
+        state = flat.reshape(x.shape)
+        p = target.diffusion.reverse(state, t)
+        x0 = _undone(p, target, state, t).ravel()
+        return x0, (x0, p)
 
     if not full:
-        loc = flat(x.ravel())
-        return Normal(loc[:, None], jnp.broadcast_to(jnp.sqrt(noise), (len(loc), 1, 1)))
-    loc = flat(x.ravel())
-    slope = jax.jacfwd(flat)(x.ravel())
-    tweedie = noise / jnp.sqrt(jnp.maximum(signal, jnp.finfo(signal.dtype).tiny)) * 0.5 * (slope + slope.T)
-    least = LEAST_UNCERTAIN * noise * jnp.eye(len(loc))
-    return Normal(loc[None], lower_factor(least + _positive_part(tweedie - least))[None])
+        loc, (_, p) = step(x.ravel())
+        return p, Normal(loc[:, None], jnp.broadcast_to(jnp.sqrt(noise), (len(loc), 1, 1)))
+    slope, (loc, p) = jax.jacfwd(step, has_aux=True)(x.ravel())
+    identity = jnp.eye(len(loc))
+    # Where no signal is left the slope is rounding alone.
+    lost = signal < jnp.finfo(signal.dtype).eps
+    slope = jnp.where(lost, identity, 0.5 * (slope + slope.T) / jnp.sqrt(jnp.where(lost, 1.0, signal)))
+    least = LEAST_UNCERTAIN * noise * identity
+    return p, Normal(loc[None], lower_factor(least + _positive_part(noise * slope - least))[None])
 
 
 def _positive_part(matrix: Array) -> Array:
@@ -186,11 +191,16 @@ def _given(normal: Normal, mask: Array, value: Array) -> tuple[Array, Normal]:
 
 def _expand(log_r: LogR, loc: Array) -> tuple[Array, Array, Array]:
     """Value, gradient and Hessian of log r at a point; where blocks are of one, the Hessian's rows are summed."""
-    flat = loc.ravel()
-    value, slope = jax.value_and_grad(log_r)(flat)
+    first, flat = jax.value_and_grad(log_r), loc.ravel()
+
+    def slope_and_both(x: Array) -> tuple[Array, tuple[Array, Array]]:
+        both = first(x)
+        return both[1], both
+
     if len(loc) == 1:
-        return value, slope[None], jax.hessian(log_r)(flat)[None]
-    curvature = jax.jvp(jax.grad(log_r), (flat,), (jnp.ones_like(flat),))[1]
+        curvature, (value, slope) = jax.jacfwd(slope_and_both, has_aux=True)(flat)
+        return value, slope[None], curvature[None]
+    (value, slope), (_, curvature) = jax.jvp(first, (flat,), (jnp.ones_like(flat),))
     return value, slope[:, None], curvature[:, None, None]
 
 

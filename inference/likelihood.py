@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtrit
 
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference import diagnostics

@@ -1,6 +1,7 @@
 """The paper's own sampler of p(x) r(x): every reverse step multiplied by r and renormalised. It is biased."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax import Array
 
 from dpm_ppl.inference.conditioned import Conditioned, Target
 from dpm_ppl.inference.likelihood import check_count
+from dpm_ppl.inference.moves import BernoulliMove, Move
 from dpm_ppl.inference.twists import constant, tempered
 
 
@@ -36,7 +38,8 @@ def perturbed_chain(
 
     Returns:
         A function of (key, *args), args being those of the program, to samples of x^0, shape (num_samples, *event).
-        When called it raises ValueError where the program cannot be conditioned, as `smc` does.
+        When called it raises ValueError where the program cannot be conditioned, as `smc` does, has other latent
+        variables, or observes coordinates exactly.
 
     Raises:
         TypeError: num_samples is no integer, or twist neither of the two.
@@ -51,7 +54,13 @@ def perturbed_chain(
 
     @jax.jit
     def compiled(key: Array, params: dict[str, Any], *args: Any) -> Array:
-        return _run(key, Conditioned(lambda: model(*args), site, params).target({}), num_samples, twist)
+        target = Conditioned(lambda: model(*args), site, params).target({})
+        if target.known is not None:
+            raise ValueError(
+                "Expected observations with noise; got coordinates that are known exactly, by an observed Delta, which "
+                "this sampler has no r for. Use smc."
+            )
+        return _run(key, target, num_samples, twist)
 
     def run(key: Array, *args: Any) -> Array:
         conditioned = Conditioned(lambda: model(*args), site, params)
@@ -67,8 +76,8 @@ def perturbed_chain(
 
 
 def _run(key: Array, target: Target, num: int, twist: tempered) -> Array:
-    def draws(move: Callable[..., Any], key: Array, *args: Array) -> Array:
-        return jax.vmap(lambda key, *args: move(*args).draw(key)[0])(jax.random.split(key, num), *args)
+    def draws(move: Callable[..., Move], key: Array, *args: Array) -> Array:
+        return jax.vmap(lambda key, *args: _undefended(move(*args)).draw(key)[0])(jax.random.split(key, num), *args)
 
     def back(x: Array, t: Array) -> tuple[Array, None]:
         return draws(lambda x: twist.at(target, x, t)[1], jax.random.fold_in(key, t), x), None
@@ -76,3 +85,8 @@ def _run(key: Array, target: Target, num: int, twist: tempered) -> Array:
     x = draws(lambda: twist.start(target), jax.random.fold_in(key, 0))
     x, _ = jax.lax.scan(back, x, jnp.arange(2, target.diffusion.num_steps + 1), reverse=True)
     return draws(lambda x: twist.last(target, x)[1], jax.random.fold_in(key, 1), x)
+
+
+def _undefended(move: Move) -> Move:
+    """A move that is its proposal alone: without weights, no draw of the reverse step may stand in for it."""
+    return replace(move, unguided=move.logits) if isinstance(move, BernoulliMove) else move

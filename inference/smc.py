@@ -81,7 +81,10 @@ def smc(
         Conditioned(lambda: model(*args), site, params).check()
         try:
             posterior = compiled(key, params, *args)
-        except NotImplementedError as error:  # a callback or a loop that JAX cannot differentiate
+        except (NotImplementedError, ValueError) as error:
+            # A callback or a loop: JAX says which in words alone.
+            if not any(word in str(error) for word in ("JVP", "differentiat")):
+                raise
             raise TypeError(
                 f"Expected an r that JAX can differentiate, as the twist {_name(twist)} takes its gradient; got: "
                 f"{error} Observe through differentiable functions, or write a twist of your own that needs none."
@@ -134,14 +137,17 @@ def _run(key: Array, conditioned: Conditioned, num: int, twist: Twist | None, th
     some = conditioned.target(first)
     chosen, num_steps = suited(twist, some), some.diffusion.num_steps
 
+    def target(latents: Latents) -> Target:
+        return conditioned.target(latents) if latents else some  # one for all, made outside the scan
+
     def start(key: Array, latents: Latents) -> tuple[Array, Array]:
-        return chosen.start(conditioned.target(latents)).draw(key)
+        return chosen.start(target(latents)).draw(key)
 
     def at(x: Array, latents: Latents, t: Array) -> Step:
-        return Step(*chosen.at(conditioned.target(latents), x, t))
+        return Step(*chosen.at(target(latents), x, t))
 
     def last(x: Array, latents: Latents) -> Step:
-        return Step(*chosen.last(conditioned.target(latents), x))
+        return Step(*chosen.last(target(latents), x))
 
     def back(cloud: Cloud, t: Array) -> tuple[Cloud, Any]:
         steps = jax.vmap(at, (0, 0, None))(cloud.x, cloud.latents, t)
@@ -157,7 +163,7 @@ def _run(key: Array, conditioned: Conditioned, num: int, twist: Twist | None, th
     cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
     cloud, trail = jax.lax.scan(back, cloud, jnp.arange(2, num_steps + 1), reverse=True)
     cloud, final = move(cloud, jax.vmap(last)(cloud.x, cloud.latents), jax.random.fold_in(key, 1))
-    cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: conditioned.target(z).log_r(x))(cloud.x, cloud.latents))
+    cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents))
     return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail)
 
 

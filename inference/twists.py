@@ -55,10 +55,9 @@ class widened:
 
     def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
         """Log r_t(x^t), and the guided move to x^(t-1)."""
-        p = target.diffusion.reverse(x, t)
-        if bernoulli_guidance.applies(p):
-            return bernoulli_guidance.posterior_step(p, target, x, t)
-        return gaussian_guidance.posterior_step(p, target, x, t, full=_is_full(x, full=self.full))
+        if target.diffusion.kernel.stationary().support.is_discrete:
+            return bernoulli_guidance.posterior_step(target.diffusion.reverse(x, t), target, x, t)
+        return gaussian_guidance.posterior_step(target, x, t, full=_is_full(x, full=self.full))
 
     def last(self, target: Target, x: Array) -> tuple[Array, Move]:
         """Log E[r(x^0) | x^1], and the move that draws x^0."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE_DIR = {"dpm_ppl": "dpm_ppl", "dpm_ppl.models": "models", "dpm_ppl.inference": "inference"}
 FOLDERS_AT_THE_ROOT = {"dpm_ppl", "models", "inference", "tests", "notebooks", ".ci"}
 FILES_AT_THE_ROOT = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore"}
-COMMAND_LINE = {"dpm_ppl.__main__", "dpm_ppl.programs"}
+COMMAND_LINE = {"dpm_ppl.__main__", "dpm_ppl.commands", "dpm_ppl.programs"}
 MAY_IMPORT = {
     "language": {"language"},
     "models": {"language", "models"},

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+import nbformat
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
@@ -19,13 +21,20 @@ def fences(language: str) -> list[re.Match[str]]:
 @pytest.mark.slow
 def test_python_snippets_run_in_order() -> None:
     text = README.read_text()
-    namespace: dict[str, object] = {"__name__": "readme"}
+    namespace: dict[str, Any] = {"__name__": "readme"}
     for fence in fences("python"):
         blank = "\n" * text[: fence.start("code")].count("\n")  # so that a traceback has the README's line numbers
         exec(compile(blank + fence["code"], str(README), "exec"), namespace)
+    assert jnp.isfinite(namespace["posterior"].log_evidence)
     samples = jnp.asarray(namespace["samples"])
     assert samples.shape == (1, 1000, 2)
     assert jnp.all(jnp.isfinite(samples))
+
+
+def test_main_example_is_the_program_of_the_notebook() -> None:
+    cells = nbformat.read(README.parent / "notebooks" / "04_write_a_variant.ipynb", as_version=4).cells
+    [written] = [cell.source for cell in cells if cell.source.startswith("%%writefile my_roll.py\n")]
+    assert fences("python")[0]["code"].strip() == written.partition("\n")[2].strip()
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,22 @@ def test_table_shows_what_is_known_with_its_error():
     unknown = metrics.table(metrics.metrics(summary(K_bits=math.nan), limit=None, about=about))
     assert "gap" not in unknown
     assert "paper's form" not in unknown
+
+
+def test_a_program_that_is_no_chain_reports_what_is_known():
+    about = {"model": "m", "iterations": 5, "seconds": 1.0}
+    known = {"elbo_bits": -3.0, "elbo_bits_se": 0.1, "num_data": 50}
+    result = metrics.metrics(known, limit=-math.log(2), about=about)
+    assert (result["elbo_bits"], result["gap_bits"]) == (-3.0, 2.0)
+    assert not {"K_bits", "L_null_bits", "objective_nats"} & set(result)
+    assert "K (the paper's form)" not in metrics.table(result)
+    unscored = metrics.metrics(
+        {"objective_nats": -1.25, "objective_nats_se": 0.5, "num_data": 5}, limit=None, about=about
+    )
+    assert "No likelihood. Objective -1.2500 ± 0.5000 nats." in metrics.table(unscored)
+
+
+def test_support_is_the_distributions_or_read_off_the_type():
+    assert metrics.support(dpm.Heartbeat(), jnp.zeros(1)) is dpm.Heartbeat.support
+    assert metrics.support(np.zeros((3, 2)), jnp.zeros((3, 2), int)).is_discrete
+    assert not metrics.support(np.zeros((3, 2)), jnp.zeros((3, 2))).is_discrete

@@ -6,7 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from dpm_ppl.normal import LARGEST_UNROLLED, FullNormal, solve_lower
+from dpm_ppl.normal import LARGEST_UNROLLED, FullNormal, lower_factor, solve_lower
 
 
 def factor(size, batch=(3, 1)):
@@ -19,6 +19,32 @@ def test_solve_undoes_the_product(size):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, size, 3)))
     np.testing.assert_allclose(
         solve_lower(factor(size), factor(size) @ x), jnp.broadcast_to(x, (3, *x.shape)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, LARGEST_UNROLLED, LARGEST_UNROLLED + 1])
+def test_the_lower_factor_is_that_of_cholesky(size):
+    tril = factor(size)
+    np.testing.assert_allclose(lower_factor(tril @ tril.mT), tril, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [4, LARGEST_UNROLLED + 1])
+def test_a_singular_covariance_has_a_factor_too(size):
+    half = np.random.default_rng(2).normal(size=(3, size, 2))
+    half[:, 1] = 0.0  # a coordinate that is known
+    matrix = half @ np.swapaxes(half, -1, -2)
+    with jax.debug_nans(True):
+        tril = lower_factor(jnp.asarray(matrix))
+    assert (np.triu(tril, 1) == 0).all()
+    assert (np.asarray(tril)[:, 1] == 0).all()
+    np.testing.assert_allclose((tril @ tril.mT)[:, :3, :3], matrix[:, :3, :3], atol=1e-9)
+
+
+def test_a_pivot_below_the_floor_is_raised_to_it():
+    matrix = jnp.array([[4.0, 2.0, 0.0], [2.0, 1.5, -1.0], [0.0, -1.0, -3.0]])
+    # The pivots are 4, then 1.5 - 1, raised to 1, then -3 - 1, raised to 1.
+    np.testing.assert_allclose(
+        lower_factor(matrix, floor=1.0), [[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, -1.0, 1.0]], rtol=1e-12
     )
 
 

@@ -90,8 +90,12 @@ def test_every_kind_of_state_has_its_figures(diffusion, x0):
     figure = drawn(diffusion, x0)
     assert_legible(figure)
     assert {"Data, t = 0", "Samples, t = 0", "Training", "The bound, step by step"} <= set(titles(figure))
-    assert_legible(plots.samples_figure(x0, diffusion=diffusion, x0=x0 * 0, title="samples"))
-    assert titles(plots.samples_figure(x0, diffusion=diffusion)) == [f"{len(x0)} samples"]
+    support = diffusion.kernel.stationary().support
+    assert_legible(plots.samples_figure(x0, support=support, x0=x0 * 0, title="samples"))
+    assert titles(plots.samples_figure(x0, support=support)) == [f"{len(x0)} samples"]
+    whole = plots.samples_figure(x0, support=support, losses=np.linspace(3, 1, 50), elbo=-1.2)
+    assert_legible(whole)
+    assert titles(whole) == [f"{len(x0)} samples", "Training"]
 
 
 def test_points_of_the_plane_are_drawn_where_they_are():
@@ -170,7 +174,7 @@ def test_frequencies_drawn_are_the_counts(which):
             data=data,
         )
     else:
-        figure = plots.samples_figure(samples, diffusion=diffusion, data=data)
+        figure = plots.samples_figure(samples, support=diffusion.kernel.stationary().support, data=data)
     assert_legible(figure)
     (axes,) = (axes for axes in figure.axes if "How often" in axes.get_title())
     (bars,) = (bars for bars in axes.containers if isinstance(bars, BarContainer))
@@ -246,11 +250,19 @@ def test_training_curve_is_the_bound_in_bits():
     axes = Figure().subplots()
     plots.draw_loss(axes, np.full(1000, 3.0), elbo=-2.5, null=-6.0, entropy_limit=-2.0)
     heights = {line.get_label().split(",")[0]: line.get_ydata()[0] for line in axes.lines}
-    expected = {"training estimate": -3.0, "entropy limit": -2.0, "ELBO at the end": -2.5, "nothing learned": -6.0}
+    expected = {"training estimate": -3.0, "entropy limit": -2.0, "at the end": -2.5, "nothing learned": -6.0}
     assert heights == pytest.approx({name: value / BITS for name, value in expected.items()})
     assert axes.get_ylim()[0] < -6 / BITS
     assert axes.get_ylim()[1] > -2 / BITS
     assert "bits per datum" in axes.get_ylabel()
+
+
+def test_training_curve_of_a_program_without_a_null_or_limit_shows_all_of_it():
+    axes = Figure().subplots()
+    plots.draw_loss(axes, np.linspace(9.0, 1.0, 1000), elbo=-0.5)
+    assert [line.get_label().split(",")[0] for line in axes.lines] == ["training estimate", "at the end"]
+    low, high = axes.get_ylim()
+    assert low < -8.9 / BITS < -0.5 / BITS < high
 
 
 def test_mosaic_shows_images_in_order():

@@ -108,7 +108,7 @@ def test_data_are_not_made_by_loading(written):
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"got 'swiss_rol'\. Did you mean swiss_roll.*heartbeat, heartbeat_2015, swiss"
+        ValueError, match=rf"got 'swiss_rol'\. Did you mean swiss_roll\? .*{', '.join(programs.known())}\."
     ):
         programs.load("swiss_rol")
 
@@ -138,15 +138,32 @@ def test_a_file_that_does_not_import_shows_its_error(written, text, message):
         programs.load(written(text))
 
 
-def test_a_file_without_the_four_names_says_which(written):
-    path = written("def model():\n    pass\ndata = 3\n")
-    with pytest.raises(ValueError, match=r"diffusion, model, guide, data; it lacks diffusion, guide\."):
+def test_a_file_without_the_names_says_which(written):
+    path = written("def model():\n    pass\n")
+    with pytest.raises(ValueError, match=r"model, guide, data; it lacks guide, data\."):
         programs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_chain"),
+    [
+        ("", True),
+        ("def diffusion(width=3): ...", True),
+        ("def diffusion(label): ...", False),
+        ("def diffusion(*, label, width=3): ...", False),
+        ("del diffusion", False),
+    ],
+)
+def test_diffusion_is_that_of_a_single_chain(written, text, is_chain):
+    """One that needs a label makes several chains, and there is none without a label."""
+    program = programs.load(written(WHOLE + text))
+    assert (program.diffusion is not None) == is_chain
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("diffusion = 3", "Expected `diffusion` in .* to be a function; got int"),
         ("model = 3", "Expected `model` in .* to be a function; got int"),
         ("recipe = 3", "Expected `recipe` in .* to be a dict .*; got int"),
     ],

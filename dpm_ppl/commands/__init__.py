@@ -1,0 +1,1 @@
+"""The commands of `dpm`, one a file; each imports what is heavy when it runs."""

@@ -1,0 +1,203 @@
+"""Do guide and model speak of the same chain, the same latents and the same plates?"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from numpyro import handlers
+
+from dpm_ppl.diffusion import Diffusion
+from dpm_ppl.inference.checks.chain import Chain, agree
+from dpm_ppl.inference.checks.kernel import ROUNDING, chosen, difference, worst
+from dpm_ppl.inference.checks.reading import Statement
+from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
+from dpm_ppl.inference.checks.subject import Subject, draw
+
+
+def sites(subject: Subject) -> Iterator[Finding]:
+    """Findings "chains", "sites", "plates" and "order of the sites"."""
+    yield _chains(subject)
+    yield _sites(subject)
+    yield _plates(subject)
+    yield _order(subject)
+
+
+def _chains(subject: Subject) -> Finding:
+    of = {
+        where: {s.name: s for s in subject.statements if s.where == where}
+        for where in ("guide", "model", "diffusion()")
+    }
+    guide, model, definition = of.values()
+    if not guide and not model:
+        return skipped("chains", "the program has no forward_chain or reverse_chain.")
+    problems = []
+    for name in model.keys() - guide.keys():
+        problems.append(f"the model's reverse_chain {name!r} has no forward_chain of that name in the guide")
+    for name in guide.keys() - model.keys():
+        problems.append(f"the guide's forward_chain {name!r} has no reverse_chain of that name in the model")
+    for name in guide.keys() & model.keys():
+        problems += _differences(name, guide[name], model[name])
+        if model[name].x0 is None and guide[name].x0 is subject.x0:
+            problems.append(f"the model does not observe the data: give reverse_chain({name!r}, ...) its obs=x0")
+    for built in definition.values():
+        if len(model) == 1:
+            problems += _differences("diffusion()", built, next(iter(model.values())))
+    if problems:
+        return failed("chains", _sentence(problems))
+    shapes = ", ".join(
+        f"{name!r} of T = {s.diffusion.num_steps}, event shape {tuple(s.diffusion.event_shape)}"
+        for name, s in model.items()
+    )
+    return passed("chains", f"Guide and model have the same chains: {shapes}, with the same densities at all t.")
+
+
+def _differences(name: str, one: Statement, other: Statement) -> list[str]:
+    """What differs between two diffusions, first what makes the rest pointless."""
+    a, b = one.diffusion.kernel, other.diffusion.kernel
+    if not agree(a, b):
+        return [
+            f"for {name!r} {one.where} has T = {a.num_steps} and event shape {tuple(a.event_shape)}, {other.where} "
+            f"T = {b.num_steps} and {tuple(b.event_shape)}"
+        ]
+    x0 = one.x0 if one.x0 is not None else other.x0
+    if x0 is None:
+        return []
+    chain = Chain(name, x0, one.diffusion, other.diffusion, jax.random.key(0))
+    turned, last = chain.num_steps + 1, chain.num_steps
+    if last > 1:
+        some = sorted({t for at in chosen(2, last) for t in (at, turned - at if turned - at > 1 else at)})
+    else:
+        some = []
+
+    @jax.jit
+    def scores(states: Array) -> dict[str, list[Array]]:
+        def forward(diffusion: Diffusion, t: Array) -> Array:
+            return diffusion.kernel.step(states[:-1], t).log_prob(states[1:])
+
+        t, both = chain.steps(), (one.diffusion, other.diffusion)
+        found = {
+            "step": [forward(one.diffusion, t), forward(other.diffusion, t)],
+            "turned": [forward(one.diffusion, t), forward(other.diffusion, turned - t)],
+            "pi": [d.kernel.stationary().log_prob(states[-1])[None] for d in both],
+        }
+        if some and one.where == "diffusion()":
+            at = np.asarray(some)
+            found["reverse"] = [d.reverse(states[at], chain.steps(*some)).log_prob(states[at - 1]) for d in both]
+        return found
+
+    off = {law: worst(difference(*both)) for law, both in scores(chain.states).items()}
+    if off["step"][0] > ROUNDING:
+        t = off["step"][1] + 1
+        words = f"for {name!r} the kernel's step at t = {t} is another in {one.where} than in {other.where}"
+        if off["turned"][0] < ROUNDING:
+            words += f": time runs the other way, as {other.where} has at t what {one.where} has at T + 1 - t"
+        return [words]
+    if off["pi"][0] > ROUNDING:
+        return [f"for {name!r} pi is another in {one.where} than in {other.where}"]
+    if off.get("reverse", (0.0, 0))[0] > ROUNDING:
+        return [f"the reverse step of diffusion() at t = {some[off['reverse'][1]]} is not that of the model"]
+    return []
+
+
+def _sites(subject: Subject) -> Finding:
+    guide, model = ({k: s for k, s in of.items() if s["type"] == "sample"} for of in subject.sites.values())
+    latent = {name for name, site in model.items() if not site["is_observed"]}
+    drawn = {name for name, site in guide.items() if not site["is_observed"]}
+    problems = [f"the guide does not draw the model's {name!r}" for name in sorted(latent - drawn)]
+    auxiliary = {name for name in drawn if (guide[name]["infer"] or {}).get("is_auxiliary")}
+    problems += [
+        f"the guide draws {name!r}, which the model does not have" for name in sorted(drawn - latent - auxiliary)
+    ]
+    for name in sorted(latent & drawn):
+        shapes = [tuple(of[name]["fn"].shape()) for of in (guide, model)]
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            problems.append(f"{name!r} is of shape {shapes[0]} in the guide and {shapes[1]} in the model")
+    observed = sorted(set(model) - latent)
+    if not observed:
+        problems.append("the model observes nothing: the loss knows no data")
+    if problems:
+        return failed("sites", _sentence(problems))
+    return passed(
+        "sites",
+        f"Guide and model share the latents {', '.join(sorted(latent)) or '(none)'}; the model observes "
+        f"{', '.join(observed)}.",
+    )
+
+
+def _plates(subject: Subject) -> Finding:
+    guide, model = ({k: s for k, s in of.items() if s["type"] == "sample"} for of in subject.sites.values())
+    problems, seen, outside = [], {}, []
+    for name in guide.keys() & model.keys():
+        one, other = (sorted((f.name, f.dim, f.size) for f in of[name]["cond_indep_stack"]) for of in (guide, model))
+        if one != other:
+            described = (
+                " and ".join(f"{n!r} of {size}" for n, _, size in frames) or "no plate" for frames in (one, other)
+            )
+            problems.append("{!r} is inside {} in the guide, and {} in the model".format(name, *described))
+    for of in (guide, model):
+        for name, site in of.items():
+            for frame in site["cond_indep_stack"]:
+                seen[frame.name] = frame.size
+            if site["is_observed"] and not site["cond_indep_stack"]:
+                outside.append(name)
+    if problems:
+        return failed("plates", _sentence(problems))
+    if outside and not seen:
+        return note("plates", f"The observed {', '.join(outside)} are in no plate: fit takes a batch for all the data.")
+    return passed(
+        "plates", f"Every shared site is in the same plates: {', '.join(f'{n!r} of {s}' for n, s in seen.items())}."
+    )
+
+
+def _order(subject: Subject) -> Finding:
+    """For chains of single sites x_1..x_T: whether x_1 is the one next to the data in guide and model alike."""
+    name = "order of the sites"
+    latent = {k for k, s in subject.sites["model"].items() if s["type"] == "sample" and not s["is_observed"]}
+    families: dict[str, dict[int, str]] = {}
+    for site in latent & set(subject.sites["guide"]):
+        if match := re.fullmatch(r"(.*?)(\d+)", site):
+            families.setdefault(match[1], {})[int(match[2])] = site
+    families = {prefix: sites for prefix, sites in families.items() if len(sites) > 2}
+    if not families:
+        return skipped(name, "the program declares no chain site by site.")
+    x0 = draw(subject.data, key=subject.key, num_data=500)
+    with handlers.block(), handlers.substitute(data=subject.params), handlers.seed(rng_seed=0):
+        drawn = handlers.trace(subject.guide).get_trace(x0)
+        made = handlers.trace(subject.model).get_trace(None, 500)
+        with handlers.substitute(data={k: s["value"] for k, s in made.items() if k in latent}):
+            generated = subject.model(None, 500)
+    words: list[str] = []
+    for sites in families.values():
+        near = []
+        for values, trace in ((x0, drawn), (generated, made)):
+            near.append([_dependence(values, trace[sites[i]]["value"]) for i in (min(sites), max(sites))])
+        guide, model = near
+        first, last = sites[min(sites)], sites[max(sites)]
+        if (guide[0] > guide[1]) != (model[0] > model[1]):
+            turned = (
+                f"Time runs the other way in the model: x^0 correlates with {first} and {last} by {guide[0]:.2f} and "
+                f"{guide[1]:.2f} in the guide, by {model[0]:.2f} and {model[1]:.2f} in what the model generates."
+            )
+            return failed(name, turned)
+        words.append(f"{first if guide[0] > guide[1] else last} is next to the data, in guide and model alike")
+    return passed(name, _sentence(words))
+
+
+def _dependence(x0: Any, latent: Any) -> float:
+    """Mean absolute correlation of coordinates, or 0 where shapes differ."""
+    a, b = np.asarray(x0, np.float64), np.asarray(latent, np.float64)
+    if a.shape != b.shape:
+        return 0.0
+    a, b = (v.reshape(len(v), -1) - v.reshape(len(v), -1).mean(0) for v in (a, b))
+    scale = np.sqrt((a**2).mean(0) * (b**2).mean(0))
+    return float(np.mean(np.abs((a * b).mean(0)) / np.maximum(scale, 1e-12)))
+
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."

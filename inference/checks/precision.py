@@ -1,0 +1,84 @@
+"""What single precision does to the bound."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.distributions import kl_divergence
+
+from dpm_ppl.inference.checks.chain import Chain
+from dpm_ppl.inference.checks.reading import read
+from dpm_ppl.inference.checks.report import Finding, failed, note, passed
+from dpm_ppl.inference.checks.subject import Subject, as_now
+from dpm_ppl.kernels import has_closed_forms
+
+LARGE, SMALL = 0.05, 0.005  # nats per datum; the first, or a thousandth of the terms, is a mistake
+
+
+def precision(subject: Subject) -> Iterator[Finding]:
+    """A finding "float32" for each chain: its terms at the same states in single and in double precision."""
+    for chain in subject.chains():
+        yield _precision(subject, chain)
+
+
+def _precision(subject: Subject, chain: Chain) -> Finding:
+    states = np.asarray(chain.states)
+    if np.issubdtype(states.dtype, np.floating):
+        states = states.astype(np.float32)  # the same numbers for both
+    x0 = states[0] if np.issubdtype(states.dtype, np.floating) else np.asarray(chain.x0)
+    double = np.asarray(jax.jit(lambda s: _terms(chain, as_now(s[0]), as_now(s[1])))((x0, states)), np.float64)
+    with jax.enable_x64(new_val=False):
+        params = as_now(jax.tree.map(np.asarray, subject.params))
+        statements, *_ = read(subject.model, subject.guide, subject.definition, as_now(np.asarray(subject.x0)), params)
+        found = {(s.where, s.name): s.diffusion for s in statements}
+        forward = found.get(("guide", chain.name)) or found["diffusion()", "diffusion()"]
+        model = found.get(("model", chain.name)) or found["diffusion()", "diffusion()"]
+        single_chain = Chain(chain.name, as_now(x0), forward, model, chain.key)
+        single = np.asarray(jax.jit(lambda s: _terms(single_chain, *s))((as_now(x0), as_now(states))), np.float64)
+    off = single - double
+    wrong = np.isfinite(double) & ~np.isfinite(single)
+    if wrong.any():
+        t = int(np.argmax(wrong.any(1))) + 1
+        words = (
+            f"In float32 the term {_of(t, chain)} is {single[wrong][0]}, where it is {double[wrong][0]:.4g} in float64."
+        )
+        return failed("float32", words + " Look for a cancellation such as 1 - alpha_bar.", t=t)
+    total, worst_t = float(np.nanmean(np.nansum(off, 0))), int(np.nanmax(np.abs(off), 1).argmax()) + 1
+    size = float(np.nanmean(np.nansum(np.abs(double), 0)))
+    words = (
+        f"The bound in float32 is off by {total:+.2g} nats per datum of {size:.3g}, most {_of(worst_t, chain)}, from "
+        "that in float64 at the same states"
+    )
+    numbers = {"off": total, "t": worst_t}
+    if abs(total) > max(LARGE, 1e-3 * size):
+        words += ". Look for a cancellation such as 1 - alpha_bar or 1 - prob there, or run with numpyro.enable_x64()"
+        return failed("float32", words + ".", **numbers)
+    return (note if abs(total) > SMALL else passed)("float32", words + ".", **numbers)
+
+
+def _of(row: int, chain: Chain) -> str:
+    return "of pi" if row > chain.num_steps else f"at t = {row}"
+
+
+def _terms(chain: Chain, x0: Array, states: Array) -> Array:
+    """Terms of the bound at given states, shape (T + 1, num_data): log p(x^0|x^1), those of t = 2..T, and of pi."""
+    kernel: Any = chain.kernel
+    before, after, t = states[1:-1], states[2:], chain.steps(*range(2, chain.num_steps + 1))
+    first = chain.model.decode(states[1]).log_prob(x0)
+    last = kernel.stationary().log_prob(states[-1])
+    rows = [first[None]]
+    if chain.num_steps > 1:
+        back = chain.model.reverse(after, t)
+        if has_closed_forms(kernel):
+            q = kernel.posterior(jnp.broadcast_to(x0, after.shape), after, t)
+            last = last - kernel.marginal(x0, jnp.asarray(chain.num_steps)).log_prob(states[-1])
+            try:
+                rows.append(-kl_divergence(q, back))
+            except NotImplementedError:
+                rows.append(back.log_prob(before) - q.log_prob(before))
+        else:
+            rows.append(back.log_prob(before) - kernel.step(before, t).log_prob(after))
+    return jnp.concatenate([*rows, last[None]]).reshape(chain.num_steps + 1, -1)

@@ -1,0 +1,195 @@
+"""A program as its checks see it: data, parameters moved a little, and the diffusion of every chain it declares.
+
+Chains are found by running guide and model under a handler that reads their statements, so that what is checked is
+what they use; `diffusion()`, where a program has one, is checked beside them.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import biject_to, constraints
+
+from dpm_ppl.diffusion import Diffusion
+from dpm_ppl.inference.checks.chain import NUMBERS, Chain
+from dpm_ppl.inference.checks.reading import Sites, Statement, plain_sites, read
+
+MOVED = 0.05  # standard deviation of what is added to unconstrained parameters: at zero outputs gradients vanish
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A program with what its checks share.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        definition: `diffusion()`, or None.
+        recipe: Options of `fit`.
+        data: A distribution or an array.
+        x0: Data, shape (num_data, *event).
+        params: Parameters, moved a little.
+        initial: Parameters as the program starts them.
+        looped: Parameters declared inside a traced body, such as that of a scan.
+        statements: Every chain statement, those of the guide first.
+        sites: Sites of guide and of model, plainly run on shapes alone, by name.
+        scans: Whether the program uses NumPyro's own `scan`.
+        key: Random key.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    definition: Callable[[], Diffusion] | None
+    recipe: Mapping[str, Any]
+    data: Any
+    x0: Array
+    params: dict[str, Any]
+    initial: dict[str, Any]
+    looped: frozenset[str]
+    statements: tuple[Statement, ...]
+    sites: Sites
+    scans: bool
+    key: Array
+
+    def chains(self) -> list[Chain]:
+        """The chains that guide and model share; where they have none, that of `diffusion()`, over the data."""
+        of = {(s.where, s.name): s for s in self.statements}
+        names = [s.name for s in self.statements if s.where == "guide" and ("model", s.name) in of]
+        found = []
+        for i, name in enumerate(dict.fromkeys(names)):
+            guide, model = of["guide", name], of["model", name]
+            x0 = self.x0 if guide.x0 is None else guide.x0  # a forward chain always has data
+            found.append(Chain(name, x0, guide.diffusion, model.diffusion, jax.random.fold_in(self.key, i)))
+        if not names:
+            found += [
+                Chain(s.name, self.x0, s.diffusion, s.diffusion, self.key)
+                for s in self.statements
+                if s.where == "diffusion()"
+            ]
+        return found
+
+    @property
+    def normaliser(self) -> float:
+        """Number of data that a loss stands for: the full size of a plate whose subsample is the batch."""
+        for site in self.sites["model"].values():
+            for frame in site.get("cond_indep_stack", ()) if site["type"] == "sample" else ():
+                size = self.plates.get(frame.name, (frame.size, frame.size))
+                if size[1] == len(self.x0) != size[0]:
+                    return float(size[0])
+        return float(len(self.x0))
+
+    @property
+    def plates(self) -> dict[str, tuple[int, int]]:
+        """Full size and subsample size of each plate of the model."""
+        sites = self.sites["model"].items()
+        return {name: (s["args"][0], s["args"][1] or s["args"][0]) for name, s in sites if s["type"] == "plate"}
+
+
+def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = None) -> Subject:
+    """Makes a program ready to check: draws data, runs it once, and moves its parameters a little.
+
+    Args:
+        program: An object with `model`, `guide` and `data`; `diffusion` and `recipe` if it likes.
+        seed: Seed of everything random.
+        params: Parameters to check at; by default the initial ones, moved.
+
+    Returns:
+        The subject.
+
+    Raises:
+        TypeError: a name is missing or of the wrong kind.
+        Exception: whatever the program raises.
+    """
+    missing = [name for name in ("model", "guide", "data") if not hasattr(program, name)]
+    if missing:
+        raise TypeError(f"Expected a program with the names model, guide and data; it lacks {', '.join(missing)}.")
+    for name in ("model", "guide"):
+        if not callable(getattr(program, name)):
+            raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(program, name)).__name__}.")
+    definition = _without_arguments(getattr(program, "diffusion", None))
+    data = program.data
+    if callable(data) and not isinstance(data, dist.Distribution):
+        data = data()
+    if not isinstance(data, dist.Distribution) and np.ndim(data) == 0:
+        raise TypeError(
+            f"Expected `data` to be a NumPyro distribution, or an array of shape (num_data, *event), or to return one; "
+            f"got {type(data).__name__}."
+        )
+    data_key, key = jax.random.split(jax.random.key(seed))
+    few = draw(data, key=data_key, num_data=4)
+    statements, sites, _, _ = read(program.model, program.guide, definition, few, params or {})
+    initial = {name: site["value"] for name, site in sites.items()}
+    values = _moved(sites, seed=seed) if params is None else dict(params)
+    longest = max((s.diffusion.num_steps * math.prod(s.diffusion.event_shape) for s in statements), default=1)
+    x0 = draw(data, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
+    statements, _, looped, scans = read(program.model, program.guide, definition, x0, values)
+    return Subject(
+        model=program.model,
+        guide=program.guide,
+        definition=definition,
+        recipe=getattr(program, "recipe", {}),
+        data=data,
+        x0=x0,
+        params={name: values[name] for name in initial},
+        initial=initial,
+        looped=frozenset(looped),
+        statements=tuple(statements),
+        sites=plain_sites(program.model, program.guide, x0, values),
+        scans=scans,
+        key=key,
+    )
+
+
+def _without_arguments(diffusion: Any) -> Callable[[], Diffusion] | None:
+    """`diffusion`, where it can be called without arguments: a program of several chains may use the name otherwise."""
+    try:
+        inspect.signature(diffusion).bind()
+    except TypeError:
+        return None
+    return diffusion
+
+
+def draw(data: Any, *, key: Array, num_data: int) -> Array:
+    """Data, shape (about num_data, *event), in the precision that now holds."""
+    if isinstance(data, dist.Distribution):
+        return data.sample(key, (num_data,))
+    rows = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist()).permutation(len(data))
+    return as_now(np.asarray(data)[rows[:num_data]])
+
+
+def as_now(tree: Any) -> Any:
+    """Floating-point arrays of a tree in the precision that now holds."""
+
+    def cast(leaf: Any) -> Any:
+        inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf, jnp.result_type(float)) if inexact else jnp.asarray(leaf)
+
+    return jax.tree.map(cast, tree)
+
+
+def perturbed(tree: Any, *, seed: int, scale: float) -> Any:
+    """A tree whose floating-point leaves have normal noise added; by NumPy, as JAX compiles one for each shape."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return leaf
+        return jnp.asarray(np.asarray(leaf) + scale * rng.normal(size=np.shape(leaf)), jnp.result_type(leaf))
+
+    return jax.tree.map(noisy, tree)
+
+
+def _moved(sites: dict[str, Any], *, seed: int) -> dict[str, Any]:
+    moved = {}
+    for i, (name, site) in enumerate(sites.items()):
+        transform = biject_to(site["kwargs"].get("constraint", constraints.real))
+        free = as_now(transform.inv(as_now(site["value"])))
+        moved[name] = transform(perturbed(free, seed=seed + i, scale=MOVED))
+    return moved

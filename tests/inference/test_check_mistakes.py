@@ -1,0 +1,431 @@
+"""Seeded mistakes, each as a user would make it: `check` finds it, under the right name; the unspoiled one passes."""
+
+from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+
+import dpm_ppl as dpm
+from dpm_ppl.inference.checks.agreement import sites
+from dpm_ppl.inference.checks.bayes import bayes
+from dpm_ppl.inference.checks.bounds import bounds
+from dpm_ppl.inference.checks.chain import Chain
+from dpm_ppl.inference.checks.check import check
+from dpm_ppl.inference.checks.data import data
+from dpm_ppl.inference.checks.gradients import gradients
+from dpm_ppl.inference.checks.kernel import kernel as kernel_checks
+from dpm_ppl.inference.checks.report import Report
+from dpm_ppl.inference.checks.reverse import reverse
+from dpm_ppl.inference.checks.subject import subject
+from tests.oracles import COV, MEAN, BernoulliOracle, GaussianOracle, WithoutClosedForms, programs
+from tests.oracles import data as gaussian_data
+
+BETA = np.array([0.05, 0.08, 0.2, 0.35, 0.3, 0.6, 0.9])
+T = len(BETA)
+X0 = gaussian_data(16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_fast():
+    """What is compiled here runs for milliseconds: optimising it would take twice as long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+class OwnKernel:
+    """Gaussian diffusion as a user writes it, a line for each law; each slip is a subclass."""
+
+    num_steps, event_shape = T, (2,)
+
+    def __init__(self, beta=BETA):
+        self.beta = jnp.asarray(beta)
+        self.alpha_bar = jnp.concatenate([jnp.ones(1), jnp.cumprod(1 - self.beta)])
+
+    def stationary(self):
+        return dist.Normal(jnp.zeros(2), 1).to_event(1)
+
+    def step(self, x, t):
+        beta = self.beta[t - 1][..., None]
+        return dist.Normal(jnp.sqrt(1 - beta) * x, jnp.sqrt(beta)).to_event(1)
+
+    def marginal(self, x0, t):
+        alpha_bar = self.alpha_bar[t][..., None]
+        return dist.Normal(jnp.sqrt(alpha_bar) * x0, jnp.sqrt(1 - alpha_bar)).to_event(1)
+
+    def posterior(self, x0, xt, t):
+        beta, before, after = (a[..., None] for a in (self.beta[t - 1], self.alpha_bar[t - 1], self.alpha_bar[t]))
+        mean = (jnp.sqrt(before) * beta * x0 + jnp.sqrt(1 - beta) * (1 - before) * xt) / (1 - after)
+        return dist.Normal(mean, jnp.sqrt(beta * (1 - before) / (1 - after))).to_event(1)
+
+
+class PosteriorMissing(OwnKernel):
+    def posterior(self, x0, xt, t):
+        return self.step(xt, t)
+
+
+class PosteriorIgnoresData(OwnKernel):
+    def posterior(self, x0, xt, t):
+        return super().posterior(jnp.zeros_like(x0), xt, t)
+
+
+class BetaLate(OwnKernel):
+    def step(self, x, t):
+        beta = self.beta[jnp.clip(t, 0, T - 1)][..., None]
+        return dist.Normal(jnp.sqrt(1 - beta) * x, jnp.sqrt(beta)).to_event(1)
+
+
+class AlphaBarEarly(OwnKernel):
+    def marginal(self, x0, t):
+        return super().marginal(x0, jnp.maximum(t - 1, 1))
+
+
+class AlphaBarLate(OwnKernel):
+    def marginal(self, x0, t):
+        return super().marginal(x0, jnp.minimum(t + 1, T))
+
+
+class AlphaBarLateInPosterior(OwnKernel):
+    def posterior(self, x0, xt, t):
+        return super().posterior(x0, xt, jnp.minimum(t + 1, T))
+
+
+class VarianceInStep(OwnKernel):
+    def step(self, x, t):
+        beta = self.beta[t - 1][..., None]
+        return dist.Normal(jnp.sqrt(1 - beta) * x, beta).to_event(1)
+
+
+class VarianceInMarginal(OwnKernel):
+    def marginal(self, x0, t):
+        alpha_bar = self.alpha_bar[t][..., None]
+        return dist.Normal(jnp.sqrt(alpha_bar) * x0, 1 - alpha_bar).to_event(1)
+
+
+class VarianceInPosterior(OwnKernel):
+    def posterior(self, x0, xt, t):
+        right = super().posterior(x0, xt, t).base_dist
+        return dist.Normal(right.loc, right.scale**2).to_event(1)
+
+
+class RootMissingInStep(OwnKernel):
+    def step(self, x, t):
+        beta = self.beta[t - 1][..., None]
+        return dist.Normal((1 - beta) * x, jnp.sqrt(beta)).to_event(1)
+
+
+class RootMissingInMarginal(OwnKernel):
+    def marginal(self, x0, t):
+        alpha_bar = self.alpha_bar[t][..., None]
+        return dist.Normal(alpha_bar * x0, jnp.sqrt(1 - alpha_bar)).to_event(1)
+
+
+def chain_of(kernel, x0=X0, reverse=None, **kwargs):
+    """The chain of a kernel, its reverse the kernel's own step."""
+    diffusion = dpm.Diffusion(kernel, reverse or (lambda x, t: kernel.step(x, t)), **kwargs)
+    return Chain("x", jnp.asarray(x0), diffusion, diffusion, jax.random.key(0))
+
+
+def found(*checks):
+    return Report("", tuple(finding for check in checks for finding in check), 0.0)
+
+
+def of_kernel(kernel):
+    chain = chain_of(kernel)
+    return found(kernel_checks(chain), bayes(chain))
+
+
+OFF_BY_ONE = "off by one"
+DEVIATION = "a variance where a standard deviation belongs"
+KERNEL_MISTAKES = {
+    PosteriorMissing: ("posterior", "q(x^(t-1)|x^t) stands in place"),
+    PosteriorIgnoresData: ("posterior", "q(x^(t-1)|x^t) stands in place"),
+    BetaLate: ("composition", "in `step` alone they agree: beta is off by one"),
+    AlphaBarEarly: ("composition", "in `marginal` alone they agree: alpha_bar is off by one"),
+    AlphaBarLate: ("composition", "in `marginal` alone they agree: alpha_bar is off by one"),
+    AlphaBarLateInPosterior: ("posterior", "in `posterior` alone they agree: beta or alpha_bar is off by one"),
+    VarianceInStep: ("stationarity", f"its scale `step` is right: it gives Normal {DEVIATION}"),
+    VarianceInMarginal: ("composition", f"its scale `marginal` is right: it gives Normal {DEVIATION}"),
+    VarianceInPosterior: ("posterior", f"its scale `posterior` is right: it gives Normal {DEVIATION}"),
+    RootMissingInStep: ("stationarity", "should be sqrt(1 - beta) x"),
+    RootMissingInMarginal: ("composition", "should be sqrt(alpha_bar) x"),
+}
+
+
+@pytest.mark.parametrize("mistaken", KERNEL_MISTAKES, ids=lambda kernel: kernel.__name__)
+def test_mistakes_of_a_kernel(mistaken):
+    name, words = KERNEL_MISTAKES[mistaken]
+    report = of_kernel(mistaken())
+    assert report[name].status == "failed", report
+    assert words in report[name].words, report
+
+
+def test_the_unspoiled_kernel_passes():
+    report = of_kernel(OwnKernel())
+    assert [finding.status for finding in report.findings] == ["passed"] * 5, report
+
+
+@pytest.mark.parametrize("slip", [BetaLate, None])
+def test_mistakes_of_a_kernel_without_a_posterior(slip):
+    kernel = (slip or OwnKernel)()
+    partial = SimpleNamespace(
+        **{n: getattr(kernel, n) for n in ("num_steps", "event_shape", "stationary", "step", "marginal")}
+    )
+    report = of_kernel(partial)
+    assert report["posterior"].status == "skipped"
+    assert report["composition"].status == ("failed" if slip else "passed"), report
+    if slip:
+        assert OFF_BY_ONE in report["composition"].words, report
+
+
+@pytest.mark.parametrize(("rate", "status"), [(0.2, "passed"), (0.5, "failed")])
+def test_the_rate_of_a_binomial_kernel(rate, status):
+    kernel = dpm.BernoulliKernel(dpm.schedules.constant_fraction(5), (20,), rate=rate)
+    law = dpm.Heartbeat()
+    x0 = law.sample(jax.random.key(0), (8,))
+    report = found(data(SimpleNamespace(x0=x0, data=law, key=jax.random.key(1)), chain_of(kernel, x0)))
+    assert report["data's moments"].status == status
+    if status == "failed":
+        assert "rate of pi is 0.5 and the mean of the data 0.2" in report["data's moments"].words
+        # E log pi(x0) and so on are -20 log 2 whatever the data, so K itself is not off.
+        assert report["K"].status == "passed"
+
+
+# Programs. Data N(MEAN, COV), whose reverse is known; then one slip of guide or model each.
+
+ORACLE = GaussianOracle.exact(5).spoiled()
+
+
+def program(diffusion=ORACLE.diffusion, **parts):
+    model, guide = programs(diffusion)
+    law = dist.MultivariateNormal(MEAN, COV)
+    return SimpleNamespace(**{"diffusion": diffusion, "model": model, "guide": guide, "data": law, **parts})
+
+
+def of_chains(broken):
+    return found(sites(subject(broken)))
+
+
+def flipped():
+    """The oracle's diffusion with its schedule turned round."""
+    beta = dpm.schedules.learned("beta", 5, beta_1=0.08, alpha_bar_T=0.05)
+    return ORACLE.with_kernel(dpm.GaussianKernel(beta[::-1], (2,)))
+
+
+def test_time_reversed_in_the_schedule_of_the_guide():
+    report = of_chains(program(guide=programs(flipped)[1]))
+    assert report["chains"].status == "failed"
+    assert "time runs the other way" in report["chains"].words
+    assert of_chains(program())["chains"].status == "passed"
+
+
+def test_time_reversed_in_the_reverse_step():
+    for turned, status in ((True, "failed"), (False, "passed")):
+        kernel = OwnKernel()
+
+        def reverse_step(x, t, turned=turned, kernel=kernel):
+            return kernel.step(x, T + 2 - t if turned else t)
+
+        report = found(reverse(chain_of(kernel, reverse=reverse_step)))
+        assert report["reverse time"].status == status, report
+
+
+def by_hand(*, up=lambda t: t, entropy=True, prior=True, scale=T - 1, reconstruction=True):
+    """The bound written out as sites, as a user would without this package's statements; and its usual slips."""
+    kernel = OwnKernel([0.05, 0.08, 0.1, 0.15, 0.2, 0.2, 0.25])  # which leaves a prior term worth forgetting
+    maps = np.linspace(0.9, 0.4, T - 1)
+
+    def diffusion():
+        shift = numpyro.param("shift", jnp.full((T - 1, 2), 0.1))
+
+        def back(x, t):
+            return dist.Normal(jnp.asarray(maps)[t - 2][..., None] * x + shift[t - 2], 0.7).to_event(1)
+
+        return dpm.Diffusion(kernel, back)
+
+    def points(x0, law=None):
+        """x^1 and one x^t for every t: drawn by the guide, without a density."""
+        given = dist.ImproperUniform(dist.constraints.real_vector, (), (2,))
+        t = jnp.arange(2, T + 1)[:, None]
+        with handlers.mask(mask=False):
+            x1 = numpyro.sample("x1", kernel.marginal(x0, jnp.asarray(1)) if law else given)
+        with numpyro.plate("terms", T - 1, dim=-2), handlers.mask(mask=False):
+            xt = numpyro.sample("xt", kernel.marginal(x0, t) if law else given)
+        return x1, xt, t
+
+    def guide(x0):
+        diffusion()
+        with numpyro.plate("data", len(x0)):
+            _, xt, t = points(x0, law=True)
+            with handlers.mask(mask=entropy):
+                numpyro.sample("last", kernel.marginal(x0, jnp.asarray(T)))
+            with numpyro.plate("terms", T - 1, dim=-2), handlers.scale(scale=scale / (T - 1)):
+                numpyro.sample("before", kernel.posterior(x0, xt, t))
+
+    def model(x0=None, size=1):
+        built = diffusion()
+        with numpyro.plate("data", size if x0 is None else len(x0)):
+            x1, xt, t = points(x0)
+            with handlers.mask(mask=prior):
+                numpyro.sample("last", kernel.stationary())
+            with numpyro.plate("terms", T - 1, dim=-2), handlers.scale(scale=scale / (T - 1)):
+                numpyro.sample("before", built.reverse(xt, t))
+            with handlers.mask(mask=reconstruction):
+                numpyro.sample("x", built.decode(x1), obs=x0)
+
+    return program(diffusion, model=model, guide=guide)
+
+
+@pytest.mark.parametrize(
+    ("slip", "words"),
+    [
+        ({}, ""),
+        ({"entropy": False}, "a forgotten entropy of q(x^T|x^0)"),
+        ({"prior": False}, "a forgotten log pi(x^T)"),
+        ({"entropy": False, "prior": False}, "a forgotten prior, KL(q(x^T|x^0) || pi)"),
+        ({"scale": T}, "KLs scaled by T instead of T - 1"),
+        ({"reconstruction": False}, "a forgotten E log p(x^0|x^1)"),
+    ],
+    ids=["none", "entropy", "log pi", "prior", "T", "reconstruction"],
+)
+def test_forgotten_and_scaled_terms_of_a_loss_written_by_hand(slip, words):
+    report = found(islice(bounds(subject(by_hand(**slip))), 2))
+    assert report["loss"].status == ("failed" if slip else "passed"), report
+    assert words in report["loss"].words, report
+
+
+def site_by_site(*, turned):
+    """A chain of single sites; `turned` declares the model's in the guide's order, as is easily done."""
+    kernel = OwnKernel()
+
+    def diffusion():
+        numpyro.param("a", 0.5)
+        return dpm.Diffusion(kernel, kernel.step)
+
+    def guide(x0):
+        diffusion()
+        with numpyro.plate("data", len(x0)):
+            x = x0
+            for t in range(1, T + 1):
+                x = numpyro.sample(f"x_{t}", kernel.step(x, jnp.asarray(t)))
+
+    def model(x0=None, size=1):
+        diffusion()
+        with numpyro.plate("data", size if x0 is None else len(x0)):
+            x = None
+            for t in range(T, 0, -1):
+                law = kernel.stationary() if x is None else kernel.step(x, jnp.asarray(t + 1))
+                x = numpyro.sample(f"x_{T + 1 - t if turned else t}", law)
+            return numpyro.sample("x", kernel.step(x, jnp.asarray(1)), obs=x0)
+
+    return program(diffusion, model=model, guide=guide)
+
+
+def test_time_reversed_in_sites_of_their_own():
+    report = of_chains(site_by_site(turned=True))
+    assert report["order of the sites"].status == "failed"
+    assert "Time runs the other way in the model: x^0 correlates with x_1 and x_7" in report["order of the sites"].words
+    assert of_chains(site_by_site(turned=False))["order of the sites"].status == "passed"
+
+
+def frozen(name):
+    """The oracle with a stop_gradient on one parameter."""
+
+    def diffusion():
+        fixed = jax.lax.stop_gradient(numpyro.param(name, ORACLE.params[name]))
+        with handlers.block(hide=[name]), handlers.substitute(data={name: fixed}):
+            return ORACLE.diffusion()
+
+    return program(diffusion)
+
+
+def test_parameters_frozen_by_a_stop_gradient():
+    report = found(gradients(subject(frozen("shift"))))
+    assert report["gradients"].status == "failed"
+    assert "in shift is exactly zero" in report["gradients"].words
+    assert "a stop_gradient" in report["gradients"].words
+    fine = found(gradients(subject(program())))
+    assert [finding.status for finding in fine.findings] == ["passed", "passed"], fine
+
+
+def test_parameters_hidden_in_the_body_of_numpyros_scan():
+    """As by the book: the parameter is registered outside too, and keeps its first value within."""
+
+    def broken(x0=None, size=1):
+        numpyro.param("drift", 0.3)
+        chain = ORACLE.diffusion()
+
+        def body(c, _):
+            return c + numpyro.param("drift", 0.3), None
+
+        total, _ = scan(body, 0.0, None, length=3)
+        with numpyro.plate("data", size if x0 is None else len(x0)):
+            numpyro.factor("pull", -(total**2))
+            return dpm.reverse_chain("x", chain, obs=x0)
+
+    report = found(gradients(subject(program(model=broken))))
+    assert report["parameters in a loop body"].status == "failed", report
+    assert "drift keeps its first value" in report["parameters in a loop body"].words
+
+
+def test_parameters_hidden_in_the_reverse_step():
+    def diffusion():
+        kernel = OwnKernel()
+        return dpm.Diffusion(kernel, lambda x, t: dist.Normal(numpyro.param("a", 0.9) * x, 1.0).to_event(1))
+
+    report = check(program(diffusion))
+    assert [finding.name for finding in report.failed] == ["parameters in a loop body"]
+    assert "'a'" in report.failed[0].words
+
+
+def test_a_reverse_step_with_mass_where_the_forward_chain_has_none():
+    """A forward chain that only switches bits off, and a reverse that switches some off as well: not undone by it."""
+
+    class Off:
+        num_steps, event_shape = 4, (3,)
+
+        def stationary(self):
+            return dist.Bernoulli(probs=jnp.zeros(3)).to_event(1)
+
+        def step(self, x, t):
+            return dist.Bernoulli(probs=x * (1 - 1 / (5 - jnp.asarray(t)))[..., None]).to_event(1)
+
+    x0 = jnp.asarray(np.random.default_rng(0).integers(0, 2, (16, 3)))
+    for most, status in ((1.0, "passed"), (0.8, "failed")):  # what a bit that is on stays on with, going back
+
+        def back(x, t, most=most):
+            return dist.Bernoulli(probs=jnp.where(x == 1, most, 0.3)).to_event(1)
+
+        chain = chain_of(Off(), x0, back, decode=lambda x1, back=back: back(x1, jnp.asarray(1)))
+        report = found(reverse(chain))
+        assert report["reverse support"].status == status, report
+    assert "a step that the forward chain never takes" in report["reverse support"].words
+
+
+def test_bits_oracle_without_closed_forms_is_skipped_with_reasons():
+    oracle = BernoulliOracle()
+    with handlers.seed(rng_seed=0):
+        diffusion = oracle.with_kernel(WithoutClosedForms(oracle.diffusion().kernel))
+    chain = replace(chain_of(oracle_kernel(oracle), jnp.zeros((8, 3), int)), forward=diffusion, model=diffusion)
+    report = found(kernel_checks(chain), bayes(chain), reverse(chain))
+    assert {f.name for f in report.findings if f.status == "skipped"} == {
+        "end of the chain",
+        "first marginal",
+        "composition",
+        "posterior",
+        "reverse time",
+    }
+    assert report.passed, report
+
+
+def oracle_kernel(oracle):
+    with handlers.seed(rng_seed=0):
+        return oracle.diffusion().kernel
