@@ -76,9 +76,16 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
         log_known, normal = _given(normal, *known)
     value, slope, curvature = _expand(lambda flat: log_r(flat.reshape(event_shape)), normal.loc)
     tril = normal.scale_tril
-    size = tril.shape[-1]
-    inner = lower_factor(jnp.eye(size) - jnp.einsum("bji,bjk,bkl->bil", tril, curvature, tril), floor=1.0)
+    identity = jnp.eye(tril.shape[-1])
+    precision = identity - jnp.einsum("bji,bjk,bkl->bil", tril, curvature, tril)
+    inner = lower_factor(precision, floor=1.0)
+    # Where log r is not concave a pivot was raised. The expansion has no top there: one coordinate at a time, guarded.
+    alone = jnp.diagonal(precision, axis1=-2, axis2=-1)
+    raised = jnp.sum(inner**2, -1) > alone + jnp.sqrt(jnp.finfo(alone.dtype).eps) * jnp.abs(alone)
+    concave = ~jnp.any(raised, -1, keepdims=True)
+    inner = jnp.where(concave[..., None], inner, identity * jnp.sqrt(jnp.maximum(alone, 1.0))[..., None])
     shift = solve_lower(inner, jnp.einsum("bji,bj->bi", tril, slope)[..., None])[..., 0]
+    shift = jnp.where(concave, shift, _guarded(shift))
     widened = value + 0.5 * jnp.sum(shift**2) - jnp.sum(jnp.log(jnp.diagonal(inner, axis1=-2, axis2=-1)))
     return Guided(widened + log_known, log_known, normal, shift, inner)
 
@@ -98,8 +105,7 @@ def shifted(p: dist.Distribution, slope: Array) -> NormalMove:
     """The step shifted by Sigma times a gradient, at most two standard deviations in root mean square."""
     normal, is_normal = moments(p, full=slope.size <= LARGEST_FULL)
     shift = jnp.einsum("bji,bj->bi", normal.scale_tril, slope.reshape(normal.loc.shape))
-    length = jnp.sqrt(jnp.mean(shift**2))
-    shift = shift * jnp.minimum(1.0, 2.0 / jnp.maximum(length, 1e-30))
+    shift = _guarded(shift)
     factor = jnp.broadcast_to(jnp.eye(shift.shape[-1]), normal.scale_tril.shape)
     return NormalMove(*normal, shift, factor, jnp.zeros(()), None if is_normal else p, p.event_shape)
 
@@ -133,6 +139,11 @@ def _coefficients(target: Target, t: Array) -> tuple[Array, Array, Array]:
     kernel: Any = target.diffusion.kernel
     from_data, from_state, variance = (jnp.ravel(c)[0] for c in kernel.posterior_coefficients(t))
     return from_data, from_state, variance
+
+
+def _guarded(shift: Array) -> Array:
+    """A shift of at most two standard deviations in root mean square: a gradient overshoots where r is narrow."""
+    return shift * jnp.minimum(1.0, 2.0 / jnp.maximum(jnp.sqrt(jnp.mean(shift**2)), 1e-30))
 
 
 def _undone(p: dist.Distribution, target: Target, x: Array, t: Array) -> Array:

@@ -159,7 +159,7 @@ def test_bounds_out_of_order_where_samples_are_not_of_the_density():
             exact = kernel.step(x, t).base_dist  # the reverse of a stationary chain
             return law(exact.loc, 0.9 * exact.scale).to_event(1)
 
-        assert _order(chain_of(kernel, reverse)).status == status
+        assert _order(chain_of(kernel, reverse, gaussian_data(64))).status == status
 
 
 def test_a_divergence_that_is_sampled_in_silence_is_noted_with_its_deviation():

@@ -76,6 +76,18 @@ def test_any_smooth_r_is_expanded_to_second_order():
     np.testing.assert_allclose(log_mean, expected, rtol=1e-9)
 
 
+def test_where_log_r_is_not_concave_the_guidance_is_bounded():
+    """A saddle, whose factor with raised pivots would send u to hundreds of standard deviations."""
+
+    def log_r(x):
+        return -0.5 * ((3.0 - x[0] * x[1] * 4.0) / 0.1) ** 2 - x[2] ** 2
+
+    log_mean, move = gaussian_guidance.product(FULL, log_r, None, full=True)
+    assert np.sqrt(np.mean(move.shift**2)) < 2 + 1e-9
+    assert np.isfinite(log_mean)
+    assert log_mean < log_r(LOC) + 0.5 * 3 * 2.0**2
+
+
 @pytest.mark.parametrize("mask", [[False, True, False], [True, False, True], [True] * 3, [False] * 3])
 def test_known_coordinates_are_conditioned_on(mask):
     mask, value = np.array(mask), np.array([1.0, -2.0, 0.5])
