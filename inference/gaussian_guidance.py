@@ -79,13 +79,20 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
     identity = jnp.eye(tril.shape[-1])
     precision = identity - jnp.einsum("bji,bjk,bkl->bil", tril, curvature, tril)
     inner = lower_factor(precision, floor=1.0)
-    # Where log r is not concave a pivot was raised. The expansion has no top there: one coordinate at a time, guarded.
+    # Where log r is not concave a pivot was raised, and the expansion has no top; elsewhere its top may promise more
+    # than r keeps. There, one coordinate at a time and guarded: particles that r is overrated at would be kept.
     alone = jnp.diagonal(precision, axis1=-2, axis2=-1)
     raised = jnp.sum(inner**2, -1) > alone + jnp.sqrt(jnp.finfo(alone.dtype).eps) * jnp.abs(alone)
     concave = ~jnp.any(raised, -1, keepdims=True)
-    inner = jnp.where(concave[..., None], inner, identity * jnp.sqrt(jnp.maximum(alone, 1.0))[..., None])
-    shift = solve_lower(inner, jnp.einsum("bji,bj->bi", tril, slope)[..., None])[..., 0]
-    shift = jnp.where(concave, shift, _guarded(shift))
+    white = jnp.einsum("bji,bj->bi", tril, slope)
+    shift = solve_lower(inner, white[..., None])[..., 0]
+    off = jnp.einsum("bij,bkj,bk->bi", tril, _inverse(inner), shift)
+    promised = value + jnp.sum(slope * off) + 0.5 * jnp.einsum("bi,bij,bj->", off, curvature, off)
+    kept = log_r((normal.loc + off).reshape(event_shape)) > promised - 1 - 1e-3 * jnp.abs(value)
+    trusted = concave & kept
+    inner = jnp.where(trusted[..., None], inner, identity * jnp.sqrt(jnp.maximum(alone, 1.0))[..., None])
+    bounded = _guarded(solve_lower(inner, white[..., None])[..., 0])
+    shift = jnp.where(trusted, shift, bounded)
     widened = value + 0.5 * jnp.sum(shift**2) - jnp.sum(jnp.log(jnp.diagonal(inner, axis1=-2, axis2=-1)))
     return Guided(widened + log_known, log_known, normal, shift, inner)
 
