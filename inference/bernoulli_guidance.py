@@ -10,7 +10,8 @@ from jax import Array
 from jax.nn import log_sigmoid, sigmoid
 
 from dpm_ppl.inference.conditioned import Target
-from dpm_ppl.inference.moves import BernoulliMove
+from dpm_ppl.inference.moves import BernoulliMove, innermost
+from dpm_ppl.outputs import data_bernoulli
 
 LARGEST_GAIN = 6.0  # nats that one flip can gain or lose: r itself, not its expansion, forbids a datum
 LEAST_UNCERTAIN = 0.01  # of 1 - alpha_bar_t, the least chance of either bit of x^0: a network may be wrong
@@ -21,7 +22,7 @@ Known = tuple[Array, Array] | None
 
 def applies(p: dist.Distribution) -> bool:
     """Whether a step is a factorised Bernoulli."""
-    return isinstance(_base(p), dist.BernoulliLogits | dist.BernoulliProbs)
+    return isinstance(innermost(p), dist.BernoulliLogits | dist.BernoulliProbs)
 
 
 def mode(p: dist.Distribution) -> Array:
@@ -31,7 +32,7 @@ def mode(p: dist.Distribution) -> Array:
 
 def likeliest(p: dist.Distribution, target: Target, x: Array, t: Array) -> Array:
     """The likeliest datum given x^t, coordinate by coordinate, shape (*event)."""
-    return jnp.asarray(_predicted(p, target, x, t)[0] > 0.5, int)
+    return jnp.asarray(_predicted(p, target, x, t) > 0.5, int)
 
 
 def product(p: dist.Distribution, log_r: LogR, known: Known) -> tuple[Array, BernoulliMove]:
@@ -43,24 +44,22 @@ def product(p: dist.Distribution, log_r: LogR, known: Known) -> tuple[Array, Ber
 
 def posterior_step(p: dist.Distribution, target: Target, x: Array, t: Array) -> tuple[Array, BernoulliMove]:
     """Log r averaged over the predicted x^0, and the proposal for x^(t-1) that the guided x^0 makes."""
-    rate, one, zero = _predicted(p, target, x, t)
+    rate = _predicted(p, target, x, t)
     logits = jnp.log(rate) - jnp.log1p(-rate)
     log_mean, guided = _guide(logits, target.log_r, target.known)
-    log_rate = [
-        jnp.logaddexp(log_sigmoid(guided) + log_sigmoid(sign * one), log_sigmoid(-guided) + log_sigmoid(sign * zero))
-        for sign in (1, -1)
-    ]
-    return log_mean, BernoulliMove(p, log_rate[0] - log_rate[1], _logits(p))
-
-
-def _predicted(p: dist.Distribution, target: Target, x: Array, t: Array) -> tuple[Array, Array, Array]:
-    """P(x^0 = 1 | x^t) by the reverse step undone, and the logits of the kernel's posterior at x^0 = 1 and 0."""
     kernel: Any = target.diffusion.kernel
-    one, zero = (_logits(kernel.posterior(jnp.full_like(x, bit), x, t)) for bit in (1, 0))
-    spread = sigmoid(one) - sigmoid(zero)
-    rate = (sigmoid(_logits(p)) - sigmoid(zero)) / jnp.where(spread == 0, 1.0, spread)
+    proposal = data_bernoulli(kernel, x, t, guided)
+    return log_mean, BernoulliMove(p, _logits(proposal), _logits(p))
+
+
+def _predicted(p: dist.Distribution, target: Target, x: Array, t: Array) -> Array:
+    """P(x^0 = 1 | x^t) by the reverse step undone, shape (*event)."""
+    kernel: Any = target.diffusion.kernel
+    one, zero = (sigmoid(_logits(kernel.posterior(jnp.full_like(x, bit), x, t))) for bit in (1, 0))
+    spread = one - zero
+    rate = (sigmoid(_logits(p)) - zero) / jnp.where(spread == 0, 1.0, spread)
     least = LEAST_UNCERTAIN * kernel.one_minus_alpha_bar[t]
-    return jnp.clip(rate, least, 1 - least), one, zero
+    return jnp.clip(rate, least, 1 - least)
 
 
 def _guide(logits: Array, log_r: LogR, known: Known) -> tuple[Array, Array]:
@@ -91,11 +90,5 @@ def _guide(logits: Array, log_r: LogR, known: Known) -> tuple[Array, Array]:
     return value + jnp.sum(terms), guided
 
 
-def _base(p: Any) -> Any:
-    while isinstance(p, dist.Independent | dist.ExpandedDistribution):
-        p = p.base_dist
-    return p
-
-
 def _logits(p: dist.Distribution) -> Array:
-    return jnp.broadcast_to(_base(p).logits, p.event_shape)
+    return jnp.broadcast_to(innermost(p).logits, p.event_shape)

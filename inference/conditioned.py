@@ -134,7 +134,7 @@ class _Cut(Messenger):
         if msg["type"] == "reverse_chain" and msg["args"][0] == self.site:
             self.found = msg["args"][1]
             if self.x0 is None:
-                self.x0 = jnp.zeros(self.found.event_shape, _dtype(self.found))
+                self.x0 = jnp.zeros(self.found.event_shape, state_dtype(self.found))
             msg["fn"] = lambda *args: self.x0
 
 
@@ -213,5 +213,6 @@ def _known(trace: Mapping[str, dict[str, Any]], x0: Array) -> tuple[Array, Array
     return (mask, value) if found else None
 
 
-def _dtype(diffusion: Diffusion) -> Any:
+def state_dtype(diffusion: Diffusion) -> Any:
+    """Type of the numbers in a state; nothing is drawn."""
     return jax.eval_shape(diffusion.kernel.stationary().sample, jax.random.key(0)).dtype

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from dpm_ppl.inference.conditioned import Target
-from dpm_ppl.inference.moves import NormalMove
+from dpm_ppl.inference.moves import NormalMove, innermost
 from dpm_ppl.normal import lower_factor, solve_lower
 
 LARGEST_FULL = 16  # coordinates whose joint covariance is kept; more are taken one by one
@@ -51,13 +51,13 @@ class Guided(NamedTuple):
 
 def applies(p: dist.Distribution) -> bool:
     """Whether a step is a normal, of diagonal or full covariance."""
-    return isinstance(_base(p), dist.Normal | dist.MultivariateNormal)
+    return isinstance(innermost(p), dist.Normal | dist.MultivariateNormal)
 
 
 def moments(p: dist.Distribution, *, full: bool) -> tuple[Normal, bool]:
     """Mean and covariance of a reverse step of one particle, in blocks, and whether it is the normal that they make."""
     size = math.prod(p.event_shape)
-    base = _base(p)
+    base = innermost(p)
     blocks = (1, size) if full else (size, 1)
     if isinstance(base, dist.MultivariateNormal):
         tril = jnp.broadcast_to(base.scale_tril, (size, size))
@@ -220,12 +220,6 @@ def _expand(log_r: LogR, loc: Array) -> tuple[Array, Array, Array]:
         return value, slope[None], curvature[None]
     (value, slope), (_, curvature) = jax.jvp(first, (flat,), (jnp.ones_like(flat),))
     return value, slope[:, None], curvature[:, None, None]
-
-
-def _base(p: Any) -> Any:
-    while isinstance(p, dist.Independent | dist.ExpandedDistribution):
-        p = p.base_dist
-    return p
 
 
 def _square(tril: Array) -> Array:

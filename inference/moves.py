@@ -107,5 +107,12 @@ class BernoulliMove:
 Move = Unguided | NormalMove | BernoulliMove
 
 
+def innermost(p: Any) -> Any:
+    """The distribution of one coordinate of a step, or of the whole, under any events and expansions."""
+    while isinstance(p, dist.Independent | dist.ExpandedDistribution):
+        p = p.base_dist
+    return p
+
+
 def _log_det(triangular: Array) -> Array:
     return jnp.sum(jnp.log(jnp.diagonal(triangular, axis1=-2, axis2=-1)))

@@ -65,7 +65,7 @@ def arrive(cloud: Cloud, log_r: Array) -> tuple[Cloud, Diagnosis]:
     nan = jnp.isnan(log_weight) | (log_weight == jnp.inf)
     log_weight = jnp.where(nan, -jnp.inf, log_weight)
     num = len(log_weight)
-    share = _normalised(log_weight)
+    share = jax.nn.softmax(log_weight)
     ess = 1 / jnp.sum(share**2)
     alive = jnp.zeros(num, bool).at[cloud.eve].max(share > 0)
     tail = jax.lax.top_k(log_weight, tail_size(num) + 1)[0]
@@ -76,7 +76,7 @@ def arrive(cloud: Cloud, log_r: Array) -> tuple[Cloud, Diagnosis]:
 def resample(cloud: Cloud, steps: Step, *, key: Array, threshold: float) -> tuple[Cloud, Step, Array]:
     """Draws particles in proportion to their weights, systematically, where few of them count; else leaves them."""
     num = len(cloud.log_weight)
-    share = _normalised(cloud.log_weight)
+    share = jax.nn.softmax(cloud.log_weight)
     needed = 1 / jnp.sum(share**2) < threshold * num
     rows = jnp.where(needed, systematic(share, key, num), jnp.arange(num))
     x, latents, eve, steps = jax.tree.map(lambda leaf: leaf[rows], (cloud.x, cloud.latents, cloud.eve, steps))
@@ -111,7 +111,7 @@ def finish(cloud: Cloud, ends: list[tuple[Diagnosis, Array]], trail: tuple[Diagn
     first = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ends)
     diagnosis, resampled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, trail)
     num = len(cloud.log_weight)
-    share = _normalised(cloud.log_weight)
+    share = jax.nn.softmax(cloud.log_weight)
     by_eve = jnp.zeros(num).at[cloud.eve].add(share)
     correction = (num / (num - 1)) ** (cloud.num_resampled + 1.0)
     variance = 1 - correction * (1 - jnp.sum(by_eve**2))
@@ -127,9 +127,3 @@ def finish(cloud: Cloud, ends: list[tuple[Diagnosis, Array]], trail: tuple[Diagn
         num_nan=diagnosis.num_nan,
         resampled=resampled,
     )
-
-
-def _normalised(log_weight: Array) -> Array:
-    top = jnp.max(log_weight)
-    weight = jnp.exp(log_weight - jnp.where(jnp.isfinite(top), top, 0.0))
-    return weight / jnp.sum(weight)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dpm_ppl.inference import bernoulli_guidance, gaussian_guidance
-from dpm_ppl.inference.conditioned import Conditioned, Latents, Target
+from dpm_ppl.inference.conditioned import Conditioned, Latents, Target, state_dtype
 from dpm_ppl.inference.likelihood import check_count
 from dpm_ppl.inference.particles import Cloud, Step, arrive, draw, finish, positive, resample
 from dpm_ppl.inference.posterior import Posterior
@@ -103,7 +103,7 @@ def suited(twist: Twist | None, target: Target) -> Twist:
         ValueError: a twist was asked for that the kernel does not allow.
     """
     kernel: Any = target.diffusion.kernel
-    x = jnp.zeros(target.diffusion.event_shape, kernel.stationary().sample(jax.random.key(0)).dtype)
+    x = jnp.zeros(target.diffusion.event_shape, state_dtype(target.diffusion))
     p = target.diffusion.decode(x)
     gaussian = hasattr(kernel, "posterior_coefficients") and not p.support.is_discrete
     bernoulli = hasattr(kernel, "posterior") and bernoulli_guidance.applies(p)
