@@ -17,6 +17,8 @@ from dpm_ppl.commands.no_chain import has_likelihood, objective
 from dpm_ppl.commands.parameters import load_fitted
 from dpm_ppl.inference import fit
 
+pytestmark = pytest.mark.xdist_group("no_chain")  # its fixtures are made once
+
 # x = GAIN z + OFFSET + NOISE e, and a guide that is not the posterior: everything of it is a normal.
 PROGRAM = '''"""A latent variable."""
 import jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax

@@ -29,14 +29,6 @@ ORACLE = GaussianOracle.exact(4).spoiled()
 BETA = np.array([0.05, 0.1, 0.2, 0.3])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_fast():
-    """What is compiled here runs for milliseconds: optimising it would take twice as long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def program(diffusion, **parts):
     model, guide = programs(diffusion)
     return SimpleNamespace(**{"diffusion": diffusion, "model": model, "guide": guide, "data": LAW, **parts})

@@ -33,14 +33,6 @@ T = len(BETA)
 X0 = gaussian_data(16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_fast():
-    """What is compiled here runs for milliseconds: optimising it would take twice as long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class OwnKernel:
     """Gaussian diffusion as a user writes it, a line for each law; each slip is a subclass."""
 

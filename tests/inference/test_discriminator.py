@@ -10,6 +10,8 @@ from scipy.stats import kstest, norm
 
 from dpm_ppl.inference import Discriminator, discriminate
 
+pytestmark = pytest.mark.xdist_group("discriminator")  # its fixtures are made once
+
 RNG = np.random.default_rng(0)
 
 

@@ -139,7 +139,7 @@ class Case:
         return found
 
 
-@pytest.fixture(params=PROGRAMS, scope="module")
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in PROGRAMS], scope="module")
 def case(request):
     return Case(request.param)
 
