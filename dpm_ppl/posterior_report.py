@@ -13,6 +13,8 @@ import numpy as np
 from dpm_ppl.verdict import FEW_PARTICLES, GOOD_KHAT
 
 MOST_ROWS = 20  # data that are printed
+LARGE_ERROR = 0.5  # nats, of the evidence: beyond it the estimator, which never exceeds 1, says little
+EVEN_SHARE = 0.999  # of the particles: where so many count the weights are equal, and there is no error
 FEW_SHARE = 0.1  # of the particles: where fewer count and k-hat is high, means are wrong, and not only their errors
 
 
@@ -55,8 +57,15 @@ def problems(row: Mapping[str, Any]) -> list[str]:
 
 
 def cautions(row: Mapping[str, Any]) -> list[str]:
-    """What speaks against its error bars only: heavy tails, of which little is seen as many particles count still."""
-    return [_tail(row)] if row["khat_used"] > GOOD_KHAT and row["share_used"] >= FEW_SHARE else []
+    """What speaks against its error bars only: heavy tails, where many particles count still; an error not known."""
+    found, error = [], row["log_evidence_nats_se"]
+    if row["khat_used"] > GOOD_KHAT and row["share_used"] >= FEW_SHARE:
+        found.append(f"{_tail(row)} so that now and then a particle counts for many")
+    if error > LARGE_ERROR:
+        found.append(f"an error of {error:.2f} nats is too large to be known well: it is never given as more than 1")
+    if error == 0 and row["least_ess"] < EVEN_SHARE * row["num_particles"]:
+        found.append("the variance that the error is the root of was estimated as negative")
+    return found
 
 
 def _tail(row: Mapping[str, Any]) -> str:
@@ -112,7 +121,7 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         of = "" if len(rows) == 1 else f" ({_named(careful)}): of datum {careful[0]}, "
         return [
             f"{which} can be trusted, but the error of the evidence less{of or ': '}"
-            f"{rows[careful[0]]['cautions'][0]} so that now and then a particle counts for many.",
+            f"{'; '.join(rows[careful[0]]['cautions'])}.",
             "Read the error as a lower bound; other seeds and more --particles tell how large it is.",
         ]
     if len(rows) == 1:

@@ -10,14 +10,15 @@ from jax import Array
 from jax.nn import log_sigmoid, sigmoid
 
 from dpm_ppl.inference.conditioned import Target
+from dpm_ppl.inference.known import Known
 from dpm_ppl.inference.moves import BernoulliMove, innermost
 from dpm_ppl.outputs import data_bernoulli
 
 LARGEST_GAIN = 6.0  # nats that one flip can gain or lose: r itself, not its expansion, forbids a datum
+LARGEST_GROUP = 32  # flips that are tried at once
 LEAST_UNCERTAIN = 0.01  # of 1 - alpha_bar_t, the least chance of either bit of x^0: a network may be wrong
 
 LogR = Callable[[Array], Array]
-Known = tuple[Array, Array] | None
 
 
 def applies(p: dist.Distribution) -> bool:
@@ -69,8 +70,12 @@ def _guide(logits: Array, log_r: LogR, known: Known) -> tuple[Array, Array]:
         anchor = jnp.where(known[0], jnp.asarray(known[1], int), anchor)
     flat = anchor.ravel()
     value = log_r(anchor)
-    flips = jnp.where(jnp.eye(flat.size, dtype=bool), 1 - flat, flat).reshape(-1, *anchor.shape)
-    flipped = jax.vmap(log_r)(flips)
+
+    def flipped_at(i: Array) -> Array:
+        return log_r(flat.at[i].set(1 - flat[i]).reshape(anchor.shape))
+
+    # In groups, so that memory grows with the event and not with its square.
+    flipped = jax.lax.map(flipped_at, jnp.arange(flat.size), batch_size=min(flat.size, LARGEST_GROUP))
     # An impossible anchor, one flip from a possible datum, must still find it.
     best = jnp.maximum(value, jnp.max(flipped))
     value = jnp.maximum(value, jnp.where(best > -jnp.inf, best, 0.0) - LARGEST_GAIN)

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from dpm_ppl.inference.conditioned import Target
+from dpm_ppl.inference.known import Known
 from dpm_ppl.inference.moves import NormalMove, innermost
 from dpm_ppl.normal import lower_factor, solve_lower
 
@@ -22,7 +23,6 @@ LARGEST_FULL = 16  # coordinates whose joint covariance is kept; more are taken 
 LEAST_UNCERTAIN = 0.05  # of 1 - alpha_bar_t, the least variance of x^0 given x^t: a network's slope may be wrong
 
 LogR = Callable[[Array], Array]
-Known = tuple[Array, Array] | None
 
 
 class Normal(NamedTuple):
@@ -47,6 +47,11 @@ class Guided(NamedTuple):
     base: Normal
     shift: Array
     inner: Array
+
+
+def is_full(x: Array, *, full: bool | None = None) -> bool:
+    """Whether the covariance of an event is kept whole; asked for or, by default, where it has few coordinates."""
+    return x.size <= LARGEST_FULL if full is None else full
 
 
 def applies(p: dist.Distribution) -> bool:

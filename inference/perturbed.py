@@ -10,7 +10,7 @@ from jax import Array
 
 from dpm_ppl.inference.conditioned import Conditioned, Target
 from dpm_ppl.inference.likelihood import check_count
-from dpm_ppl.inference.moves import BernoulliMove, Move
+from dpm_ppl.inference.moves import BernoulliMove, Move, Unguided
 from dpm_ppl.inference.twists import constant, tempered
 
 
@@ -39,7 +39,7 @@ def perturbed_chain(
     Returns:
         A function of (key, *args), args being those of the program, to samples of x^0, shape (num_samples, *event).
         When called it raises ValueError where the program cannot be conditioned, as `smc` does, has other latent
-        variables, or observes coordinates exactly.
+        variables, observes coordinates exactly, or has steps that are neither normal nor Bernoulli.
 
     Raises:
         TypeError: num_samples is no integer, or twist neither of the two.
@@ -89,4 +89,9 @@ def _run(key: Array, target: Target, num: int, twist: tempered) -> Array:
 
 def _undefended(move: Move) -> Move:
     """A move that is its proposal alone: without weights, no draw of the reverse step may stand in for it."""
+    if isinstance(move, Unguided):
+        raise ValueError(
+            f"Expected normal or Bernoulli steps, which can be multiplied by r; got {type(move.p).__name__}, and "
+            "without weights r would be ignored. Use smc."
+        )
     return replace(move, unguided=move.logits) if isinstance(move, BernoulliMove) else move

@@ -22,7 +22,9 @@ class Posterior:
         log_evidence: log Z_hat in nats, scalar; exp of it is an unbiased estimate of Z.
         log_evidence_se: Its standard error by the delta method, from the particles' ancestry in this one run: that of
             multinomial resampling, so somewhat large for the systematic one used; too small, by a quarter to a third
-            over ten bits in five steps, where now and then a weight is large. Source: Lee and Whiteley 2018, eq. 8.
+            over ten bits in five steps, where now and then a weight is large. It is never above 1, nor worth much above
+            one half; and 0 where the estimated variance is below 0, as it can be when few ancestors are left. Source:
+            Lee and Whiteley 2018, eq. 8.
         latents: The program's other latent variables, each of shape (num_particles, ...).
         ess: Kish's effective sample size of the weights of x^t before any resampling, t = 0..T, shape (T + 1,).
         tail: The largest log weights at each t, from which `khat` is taken, shape (T + 1, tail).
@@ -64,10 +66,12 @@ class Posterior:
 
     def mean(self) -> Array:
         """Posterior mean of x^0, shape (*event)."""
+        self._check_single()
         return jnp.tensordot(self.weight, self.samples, 1)
 
     def covariance(self) -> Array:
         """Posterior covariance of x^0 laid flat, shape (D, D)."""
+        self._check_single()
         off = (self.samples - self.mean()).reshape(self.num_particles, -1)
         return jnp.einsum("n,ni,nj->ij", self.weight, off, off)
 
@@ -75,8 +79,9 @@ class Posterior:
         """Draws from the posterior with equal weights, independent given the particles, shape (num, *event).
 
         Raises:
-            ValueError: num is less than 1.
+            ValueError: num is less than 1, or this is a batch of posteriors.
         """
+        self._check_single()
         if num < 1:
             raise ValueError(f"Expected `num` to be at least 1; got {num}.")
         return self.samples[jax.random.categorical(key, self.log_weight, shape=(num,))]
@@ -103,6 +108,7 @@ class Posterior:
 
     def summary(self) -> dict[str, float]:
         """The evidence and its error in nats and bits, the least ESS, the largest k-hat, the surviving ancestors."""
+        self._check_single()
         khat = self.khat
         error = float(self.log_evidence_se)
         return {
@@ -118,6 +124,13 @@ class Posterior:
             "num_ancestors": int(self.num_ancestors[0]),
             "num_resampled": int(jnp.sum(self.resampled)),
         }
+
+    def _check_single(self) -> None:
+        if self.log_weight.ndim != 1:
+            raise ValueError(
+                f"Expected the posterior of one observation; got a batch of {self.log_weight.shape[:-1]}. Take one, "
+                "jax.tree.map(lambda leaf: leaf[i], posterior), or each, jax.vmap(lambda p: p.mean())(posterior)."
+            )
 
     def to_arviz(self, *, key: Array | None = None, num: int | None = None) -> Any:
         """ArviZ's format, as `posterior_record.to_arviz` says."""

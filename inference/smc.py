@@ -48,8 +48,9 @@ def smc(
 
     Returns:
         A function of (key, *args), args being those of the program, to a `Posterior`. It is compiled once for each
-        shape of the arguments, and takes `jax.vmap` over keys and arguments: a batch of observations, with one evidence
-        each. Memory does not grow with T, but for the diagnostics of each step. When called it raises
+        shape of the arguments, which are arrays (bind any other, such as a plate's size, by `functools.partial`), and
+        takes `jax.vmap` over keys and arguments: a batch of observations, with one evidence each. Memory does not grow
+        with T, but for the diagnostics of each step. When called it raises
 
         - ValueError: the program cannot be conditioned (`Conditioned.check` lists why); all weights are zero at a step;
           r or its gradient is NaN;
@@ -58,7 +59,7 @@ def smc(
         Under `jax.vmap` and `jax.jit` values cannot be looked at: there `Posterior.check()` says the last two.
 
     Raises:
-        TypeError: num_particles is no integer, or model no function.
+        TypeError: num_particles is no integer, model no function, or twist none.
         ValueError: num_particles < 2, or threshold outside [0, 1].
 
     Source: Sohl-Dickstein et al. 2015, section 2.5, whose sampler drops the weights; Wu et al. 2023; Del Moral, Doucet
@@ -71,6 +72,8 @@ def smc(
         raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
     params = dict(params)
     twist = twist() if isinstance(twist, type) else twist
+    if twist is not None and not all(callable(getattr(twist, name, None)) for name in ("start", "at", "last")):
+        raise TypeError(f"Expected `twist` to be an object such as widened(), with start, at and last; got {twist!r}.")
 
     @jax.jit
     def compiled(key: Array, params: dict[str, Any], *args: Any) -> Posterior:
@@ -105,8 +108,8 @@ def suited(twist: Twist | None, target: Target) -> Twist:
     kernel: Any = target.diffusion.kernel
     x = jnp.zeros(target.diffusion.event_shape, state_dtype(target.diffusion))
     p = target.diffusion.decode(x)
-    gaussian = hasattr(kernel, "posterior_coefficients") and not p.support.is_discrete
-    bernoulli = hasattr(kernel, "posterior") and bernoulli_guidance.applies(p)
+    gaussian = _has(kernel, "posterior_coefficients", "alpha_bar", "one_minus_alpha_bar") and not p.support.is_discrete
+    bernoulli = _has(kernel, "posterior", "one_minus_alpha_bar") and bernoulli_guidance.applies(p)
     known = target.known is not None
     if known and not ((gaussian and gaussian_guidance.applies(p)) or bernoulli):
         raise ValueError(
@@ -115,10 +118,16 @@ def suited(twist: Twist | None, target: Target) -> Twist:
         )
     if known and not isinstance(twist, widened | None):
         raise ValueError(f"Expected twist=widened() for coordinates that are known exactly; got {_name(twist)}.")
+    full = gaussian_guidance.is_full(x, full=getattr(twist, "full", None))
+    if known and gaussian and not gaussian_guidance.moments(p, full=full)[1]:
+        raise ValueError(
+            f"Expected a last step of independent coordinates, or twist=widened(full=True), for known coordinates of "
+            f"{x.size}; the last step has a full covariance, of which the default takes one coordinate at a time."
+        )
     if twist is None and not (gaussian or bernoulli):
         warnings.warn(
-            f"{type(kernel).__name__} has no posterior coefficients, from which widened() predicts x^0; tempered() is "
-            "used in its place. Look at the k-hat of each step.",
+            f"{type(kernel).__name__} has no posterior coefficients and alpha_bar, from which widened() predicts x^0; "
+            "tempered() is used in its place. Look at the k-hat of each step.",
             stacklevel=2,
         )
         return tempered()
@@ -165,6 +174,10 @@ def _run(key: Array, conditioned: Conditioned, num: int, twist: Twist | None, th
     cloud, final = move(cloud, jax.vmap(last)(cloud.x, cloud.latents), jax.random.fold_in(key, 1))
     cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents))
     return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail)
+
+
+def _has(kernel: Any, *names: str) -> bool:
+    return all(hasattr(kernel, name) for name in names)
 
 
 def _name(twist: Twist | None) -> str:

@@ -42,7 +42,9 @@ class widened:
     exactly, by an observed `Delta`, follow the forward chain's conditional.
 
     Args:
-        full: Whether the covariance of x^0 is kept whole; by default where the event has at most 16 coordinates.
+        full: Whether the covariance of x^0 is kept whole; by default where the event has at most 16 coordinates. Ask
+            for it, where memory for the square of them allows, if r mixes coordinates of a larger event, as blurring or
+            pooling does: taken one by one, the particles' weights become uneven (`Posterior.ess` tells).
 
     Source: Wu et al. 2023 (twisted diffusion sampler), widened; for the covariance Boys et al. 2023.
     """
@@ -57,14 +59,16 @@ class widened:
         """Log r_t(x^t), and the guided move to x^(t-1)."""
         if target.diffusion.kernel.stationary().support.is_discrete:
             return bernoulli_guidance.posterior_step(target.diffusion.reverse(x, t), target, x, t)
-        return gaussian_guidance.posterior_step(target, x, t, full=_is_full(x, full=self.full))
+        return gaussian_guidance.posterior_step(target, x, t, full=gaussian_guidance.is_full(x, full=self.full))
 
     def last(self, target: Target, x: Array) -> tuple[Array, Move]:
         """Log E[r(x^0) | x^1], and the move that draws x^0."""
         p = target.diffusion.decode(x)
         if bernoulli_guidance.applies(p):
             return bernoulli_guidance.product(p, target.log_r, target.known)
-        return gaussian_guidance.product(p, target.log_r, target.known, full=_is_full(x, full=self.full))
+        return gaussian_guidance.product(
+            p, target.log_r, target.known, full=gaussian_guidance.is_full(x, full=self.full)
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class tempered:
         if bernoulli_guidance.applies(p):
             return bernoulli_guidance.product(p, log_r, None)[1]
         if gaussian_guidance.applies(p):
-            full = _is_full(jnp.zeros(p.event_shape))
+            full = gaussian_guidance.is_full(jnp.zeros(p.event_shape))
             return gaussian_guidance.product(p, log_r, None, full=full)[1]
         return Unguided(p)
 
@@ -154,7 +158,3 @@ class constant(tempered):
     def power(self, t: Array, num_steps: int) -> Array:
         """The power of r at t, 1."""
         return jnp.ones(())
-
-
-def _is_full(x: Array, *, full: bool | None = None) -> bool:
-    return x.size <= gaussian_guidance.LARGEST_FULL if full is None else full

@@ -1,6 +1,7 @@
 """A posterior in words: trusted where its weights stayed even, and what speaks against it where not."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,11 +73,29 @@ def test_heavy_tails_where_many_particles_count_are_a_caution(given):
     figures, said = words(made(**given))
     row = figures["data"][0]
     assert row["trusted"]
-    assert row["cautions"] == [f"k-hat is {row['khat_used']:.2f}, over 0.7,"]
+    tail = f"k-hat is {row['khat_used']:.2f}, over 0.7,"
+    assert row["cautions"] == [f"{tail} so that now and then a particle counts for many"]
     assert row["khat_used"] > 1
     assert said.startswith("The posterior can be trusted, but the error of the evidence less: k-hat is ")
     assert "error uncertain" in table(figures)
     assert "less (1): of datum 1, k-hat is " in words(made(), made(**given))[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "caution"),
+    [
+        (0.51, "an error of 0.51 nats is too large to be known well: it is never given as more than 1"),
+        (0.0, "the variance that the error is the root of was estimated as negative"),
+        (0.49, None),
+    ],
+)
+def test_an_error_that_is_not_known_is_a_caution(error, caution):
+    figures, said = words(replace(made(), log_evidence_se=jnp.asarray(error)))
+    assert figures["data"][0]["trusted"]
+    assert figures["data"][0]["cautions"] == ([] if caution is None else [caution])
+    assert (caution is None) == ("the error of the evidence less" not in said)
+    even = replace(made(), log_evidence_se=jnp.asarray(error), ess=jnp.full(NUM_STEPS + 1, float(NUM)))
+    assert (words(even)[0]["data"][0]["cautions"] == []) == (error < 0.5)
 
 
 @pytest.mark.parametrize("given", [{"heavy": [20, 30], "least_ess": 49.9}, {"least_ess": 10.0}, {"num_ancestors": 10}])

@@ -32,6 +32,16 @@ def test_the_product_with_a_factorised_r_is_exact():
     np.testing.assert_allclose(jax.nn.sigmoid(move.logits), marginals(weight), rtol=1e-9)
 
 
+def test_many_bits_are_flipped_in_groups_and_none_is_left_out():
+    slope = np.linspace(-2.0, 3.0, 39).reshape(13, 3)
+    logits = np.cos(np.arange(39.0)).reshape(13, 3)
+    p = dist.Bernoulli(logits=logits).to_event(2)
+    log_mean, move = bernoulli_guidance.product(p, lambda x: jnp.sum(slope * x), None)
+    rate = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(log_mean, np.log(1 - rate + rate * np.exp(slope)).sum(), rtol=1e-9)
+    np.testing.assert_allclose(move.logits, logits + slope, rtol=1e-9)
+
+
 def test_known_bits_are_kept_and_their_probability_counted():
     known = jnp.array([True, False, True]), jnp.array([0, 0, 1])
     log_mean, move = bernoulli_guidance.product(P, factorised, known)

@@ -11,10 +11,10 @@ from numpyro import handlers
 import dpm_ppl as dpm
 from dpm_ppl.inference import denoised, smc, widened
 from dpm_ppl.inference.conditioned import Conditioned
-from tests.oracles import BernoulliOracle, GaussianOracle
+from tests.oracles import GaussianOracle
 
 ORACLE = GaussianOracle.exact(3)
-BITS = BernoulliOracle()
+SCOPED = {f"a/{name}": value for name, value in ORACLE.params.items()}
 X = jnp.array([0.4, -1.3])
 
 
@@ -61,22 +61,6 @@ def test_latents_are_drawn_from_their_prior_and_parameters_put_in():
     assert abs(float(jnp.log(drawn["scale"]).mean()) + 1.0) < 4 * 0.1 / 20
 
 
-@pytest.mark.parametrize("masks", [(True,), ([True, False],), ([True, True], [False, True])])
-def test_known_coordinates_are_those_that_every_mask_leaves(masks):
-    def program():
-        x, y = chain(), jnp.array([7.0, 8.0])
-        known = dist.Delta(x)
-        for mask in masks:
-            known = known.mask(jnp.asarray(mask))
-        numpyro.sample("known", known.to_event(1), obs=y)
-        numpyro.sample("other", dist.Normal(x[0], 1.0), obs=0.0)
-
-    mask, value = Conditioned(program, "x", ORACLE.params).target({}).known
-    expected = np.logical_and.reduce([np.broadcast_to(np.asarray(m), 2) for m in masks])
-    np.testing.assert_array_equal(mask, expected)
-    np.testing.assert_array_equal(value, np.where(expected, [7.0, 8.0], 0.0))
-
-
 def noisy(y):
     numpyro.sample("y", dist.Normal(chain(), 1.0).to_event(1), obs=y)
 
@@ -115,6 +99,43 @@ def masked(mask):
     numpyro.sample("known", dist.Delta(chain()).mask(mask).to_event(1), obs=X)
 
 
+def subsampled(y):
+    x = chain()
+    with numpyro.plate("n", 50, subsample_size=5):
+        numpyro.sample("y", dist.Normal(x[0], 1.0), obs=y)
+
+
+def repeated(y):
+    x = chain()
+    with numpyro.plate("three", 3):
+        numpyro.sample("y", dist.Delta(x).to_event(1), obs=y)
+
+
+def observing(law):
+    """A program that observes a law of the chain's value at what it would be at X."""
+
+    def program():
+        numpyro.sample("y", law(chain()), obs=jnp.asarray(law(X).mean))
+
+    return program
+
+
+def scaled_knowledge():
+    x = chain()
+    with handlers.scale(scale=2.0):
+        numpyro.sample("y", dist.Delta(x).to_event(1), obs=X)
+
+
+def under(handler, program=noisy):
+    """A program under a handler, its chain included."""
+
+    def handled(*args):
+        with handler:
+            program(*args)
+
+    return handled
+
+
 @pytest.mark.parametrize(
     ("program", "args", "options", "message"),
     [
@@ -123,12 +144,26 @@ def masked(mask):
         (ordinary, (X,), {"site": "z"}, "got 'z' is a site, but no chain: its chains are 'x'"),
         (lambda: numpyro.factor("r", 0.0), (), {}, "got 'x': it has no reverse_chain"),
         (unobserved, (), {}, "observes something of 'x'.*it observes nothing.*Predictive"),
-        (chain_observed, (X,), {}, "Expected the chain 'x' to be latent.*Leave its obs out"),
+        (chain_observed, (X,), {}, "Expected the chain 'x' to be latent.*Leave that out"),
         (in_a_plate, (jnp.zeros((4, 2)),), {}, "stands in the plate 'data'.*jax.vmap"),
         (late, (X,), {}, "declared before it.*got scale after it. Move them up"),
         (noisy, (jnp.zeros((3, 2)),), {}, r"observation 'y' of shape \(2,\).*got \(3, 2\)"),
         (masked, (jnp.ones((3, 2), bool),), {}, r"observation 'known' of shape \(3, 2\).*got \(2,\)"),
-        (masked, (jnp.ones(3, bool),), {}, r"Incompatible shapes for broadcasting: .*\(3,\)"),
+        (masked, (jnp.ones(3, bool),), {}, r"Expected the shapes of masks.*\(3,\).*A mask goes with the batch"),
+        (subsampled, (jnp.zeros(5),), {}, "the plate 'n' to be whole; it takes 5 of 50.*subsample_size"),
+        (repeated, (X,), {}, "observation 'y' of shape"),
+        (repeated, (jnp.zeros((3, 2)),), {}, "observed Delta 'y' to be of the chain's value 'x' itself, and whole"),
+        (observing(lambda x: dist.Delta(x[:1]).to_event(1)), (), {}, "Delta 'y'.*no particle would ever meet"),
+        (observing(lambda x: dist.Delta(2 * x).to_event(1)), (), {}, "Delta 'y'.*no particle would ever meet"),
+        (scaled_knowledge, (), {}, "Delta 'y' without a scale"),
+        (handlers.condition(noisy, {"x": X}), (X,), {}, "'x' to be latent.*condition, substitute"),
+        (handlers.condition(noisy, {"x_chain": jnp.zeros((3, 2))}), (X,), {}, "'x' to be latent.*condition"),
+        (handlers.substitute(noisy, {"x": X}), (X,), {}, "'x' to be latent.*condition, substitute"),
+        (under(handlers.scale(scale=100.0)), (X,), {}, "'x' neither scaled nor masked, as it is the prior"),
+        (under(handlers.mask(mask=False)), (X,), {}, "'x' neither scaled nor masked, as it is the prior"),
+        (under(handlers.scope(prefix="a")), (X,), {"params": SCOPED}, "'x' under its own name.*scope"),
+        (ordinary, (X,), {"params": ORACLE.params | {"z": 0.3}}, "drawn from their prior; z would be fixed"),
+        (handlers.substitute(ordinary, {"z": 0.3}), (X,), {}, "drawn from their prior; z would be fixed"),
         (noisy, (X,), {"params": {"map": 0.0}}, "Expected a value for every parameter of the model; got none for"),
         (noisy, (X,), {"params": ORACLE.params | {"map": jnp.zeros(3)}}, "parameter 'map' of shape"),
     ],
@@ -144,6 +179,8 @@ def test_options_are_checked():
             smc(noisy, "x", params={}, num_particles=num)
     with pytest.raises(ValueError, match=r"Expected `threshold`.*got 1.5"):
         smc(noisy, "x", params={}, num_particles=2, threshold=1.5)
+    with pytest.raises(TypeError, match="Expected `twist` to be an object such as widened.*got 'widened'"):
+        smc(noisy, "x", params={}, num_particles=2, twist="widened")
     with pytest.raises(TypeError, match="Expected `model` to be a NumPyro program; got GaussianOracle"):
         smc(ORACLE, "x", params={}, num_particles=2)
 
@@ -195,3 +232,27 @@ def test_exact_knowledge_wants_a_step_that_can_be_conditioned():
 
     with pytest.raises(ValueError, match="whose last step can be conditioned.*Observe them with a little noise"):
         run(heavy, twist=widened)
+
+
+def known_half(size, full_covariance):
+    """The first half of a standard normal of `size` coordinates is known to be 0.3."""
+    kernel = dpm.GaussianKernel([0.1, 0.3, 0.6], (size,))
+
+    def decode(x1):
+        mean = jnp.sqrt(0.9) * x1
+        return dist.MultivariateNormal(mean, scale_tril=jnp.sqrt(0.1) * jnp.eye(size)) if full_covariance else None
+
+    diffusion = dpm.Diffusion(kernel, kernel.step, decode if full_covariance else None)
+    known = dist.Delta(dpm.reverse_chain("x", diffusion)).mask(jnp.arange(size) < size // 2)
+    numpyro.sample("known", known.to_event(1), obs=jnp.full(size, 0.3))
+
+
+def test_a_full_last_step_of_many_known_coordinates_wants_its_covariance_kept():
+    given = {"params": {}, "num_particles": 500}
+    with pytest.raises(ValueError, match=r"twist=widened\(full=True\), for known coordinates of 18"):
+        smc(lambda: known_half(18, True), "x", **given)(jax.random.key(0))
+    log_evidence = 9 * (-0.5 * 0.3**2 - 0.5 * np.log(2 * np.pi))
+    for full_covariance, twist in ((True, widened(full=True)), (False, None)):
+        p = smc(lambda full=full_covariance: known_half(18, full), "x", **given, twist=twist)(jax.random.key(0))
+        assert abs(p.log_evidence - log_evidence) < 4 * p.log_evidence_se < 0.2
+        assert (p.samples[:, :9] == 0.3).all()

@@ -101,8 +101,15 @@ def with_known_bits():
     numpyro.sample("y", dist.Delta(x).mask(jnp.array([True, False, False])).to_event(1), obs=jnp.zeros(3, int))
 
 
+def of_three_states():
+    kernel = dpm.CategoricalKernel(dpm.schedules.constant_fraction(3), (2,), (0.2, 0.5, 0.3))
+    numpyro.factor("r", 5.0 * jnp.sum(dpm.reverse_chain("x", dpm.Diffusion(kernel, kernel.step)) == 0))
+
+
 def test_bad_input():
     options = {"params": BITS.params, "num_samples": 10}
+    with pytest.raises(ValueError, match="Expected normal or Bernoulli steps.*got Independent.*Use smc"):
+        perturbed_chain(of_three_states, "x", params={}, num_samples=10)(jax.random.key(0))
     with pytest.raises(ValueError, match="only latent variable is the chain 'x'; got scale beside"):
         perturbed_chain(with_a_scale, "x", **options)(jax.random.key(0), 0.0)
     with pytest.raises(ValueError, match="known exactly.*Use smc"):

@@ -35,6 +35,16 @@ def test_moments_are_weighted():
     assert p.num_particles == 3
 
 
+def test_a_batch_is_taken_one_by_one():
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), posterior())
+    for ask in (lambda p: p.resample(jax.random.key(0), 2), lambda p: p.mean(), lambda p: p.covariance()):
+        with pytest.raises(ValueError, match=r"got a batch of \(2,\). Take one.*jax.vmap"):
+            ask(batch)
+    with pytest.raises(ValueError, match="got a batch"):
+        batch.summary()
+    np.testing.assert_allclose(jax.vmap(lambda p: p.mean())(batch)[1], posterior().mean() + 1, rtol=1e-12)
+
+
 def test_draws_come_in_proportion_to_the_weights():
     draws = posterior().resample(jax.random.key(0), 20_000)
     which = (draws[:, None, 0, 0] == SAMPLES[:, 0, 0]).astype(float)

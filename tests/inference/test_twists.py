@@ -92,6 +92,27 @@ def test_twists_are_exact_and_constant_is_flagged_where_r_is_narrow(twist):
         check_exact(means[1], jax.tree.map(lambda leaf: leaf[1], p), NARROW)
 
 
+def pooled(y):
+    """Twenty standard normals, seen as the means of ten pairs."""
+    kernel = dpm.GaussianKernel([0.1, 0.3, 0.6, 0.9], (20,))
+    x = dpm.reverse_chain("x", dpm.Diffusion(kernel, kernel.step))
+    numpyro.sample("y", dist.Normal(x.reshape(10, 2) @ jnp.array([0.8, 0.3]), 0.1).to_event(1), obs=y)
+
+
+def test_an_r_that_mixes_many_coordinates_wants_their_covariance_and_tells_without():
+    y, variance = np.linspace(-1.0, 1.5, 10), 0.8**2 + 0.3**2 + 0.1**2
+    log_evidence = -0.5 * np.sum(y**2 / variance + np.log(2 * np.pi * variance))
+    keys = jax.random.split(jax.random.key(0), 10)
+    runs = {
+        full: jax.jit(jax.vmap(lambda key, run=run: run(key, y)))(keys)
+        for full in (True, None)
+        for run in [smc(pooled, "x", params={}, num_particles=500, twist=widened(full=full))]
+    }
+    assert worst(runs[True].log_evidence, log_evidence) < 3
+    assert runs[True].ess.min() > 200
+    assert runs[None].ess.min() < 20
+
+
 def test_a_kernel_without_closed_forms_falls_back_on_tempered_and_says_so():
     with pytest.warns(UserWarning, match="WithoutClosedForms has no posterior coefficients.*tempered"):
         means, p = runs(without_closed_forms, None, [WIDE])
@@ -99,6 +120,39 @@ def test_a_kernel_without_closed_forms_falls_back_on_tempered_and_says_so():
     for twist in (widened, denoised()):
         with pytest.raises(ValueError, match="Expected a kernel with posterior coefficients.*tempered"):
             smc(without_closed_forms, "x", params=ORACLE.params, num_particles=10, twist=twist)(jax.random.key(0), 0, 1)
+
+
+@dataclass(frozen=True)
+class OnlyClosedForms:
+    """A kernel of a user's own, with the documented closed forms and none of ours."""
+
+    kernel: dpm.Kernel
+    num_steps: int = 4
+    event_shape: tuple = (3,)
+
+    def stationary(self):
+        return self.kernel.stationary()
+
+    def step(self, x, t):
+        return self.kernel.step(x, t)
+
+    def marginal(self, x0, t):
+        return self.kernel.marginal(x0, t)
+
+    def posterior(self, x0, xt, t):
+        return self.kernel.posterior(x0, xt, t)
+
+
+def test_a_users_kernel_of_documented_closed_forms_falls_back_on_tempered():
+    def program():
+        diffusion = BITS.diffusion()
+        x = dpm.reverse_chain("x", replace(diffusion, kernel=OnlyClosedForms(diffusion.kernel)))
+        numpyro.factor("r", 1.5 * x[0])
+
+    run = smc(program, "x", params=BITS.params, num_particles=1000)
+    with pytest.warns(UserWarning, match="OnlyClosedForms has no posterior coefficients and alpha_bar.*tempered"):
+        got = jax.jit(jax.vmap(lambda key: run(key).log_evidence))(jax.random.split(jax.random.key(1), 20))
+    assert worst(got, jax.nn.logsumexp(BITS.log_prob() + 1.5 * STATES[:, 0])) < 3
 
 
 BITS = BernoulliOracle()
