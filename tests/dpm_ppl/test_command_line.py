@@ -20,8 +20,6 @@ from dpm_ppl import programs
 from dpm_ppl.__main__ import app
 from dpm_ppl.inference import bound, load_params
 
-pytestmark = pytest.mark.xdist_group("command_line")  # its fixtures are made once
-
 ROOT = Path(__file__).parents[2]
 
 # The exact reverse of a Gaussian's diffusion, with a parameter that never moves: every number of it is known.

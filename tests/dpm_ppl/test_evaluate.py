@@ -19,8 +19,6 @@ from dpm_ppl.inference import dissipated_work, fit, load_params, log_likelihood,
 from dpm_ppl.verdict import problems, verdict
 from tests.oracles import GaussianOracle, data
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # its fixtures are made once
-
 # Gaussian data and affine reverse steps, wrong by known amounts: the density of the model is known.
 PROGRAM = '''"""Gaussian data, and reverse steps of which everything is known."""
 import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,11 @@ import numpyro.distributions as dist
 import pytest
 from typer.testing import CliRunner
 
-from dpm_ppl import programs
+from dpm_ppl import inference, programs
 from dpm_ppl.__main__ import app
 from dpm_ppl.commands.no_chain import has_likelihood, objective
 from dpm_ppl.commands.parameters import load_fitted
-from dpm_ppl.inference import fit
-
-pytestmark = pytest.mark.xdist_group("no_chain")  # its fixtures are made once
+from dpm_ppl.inference import discriminate, fit
 
 # x = GAIN z + OFFSET + NOISE e, and a guide that is not the posterior: everything of it is a normal.
 PROGRAM = '''"""A latent variable."""
@@ -191,7 +190,8 @@ def test_objective_of_a_gan_is_that_of_its_discriminator(gan):
     assert found["objective_nats_se"] < 0.01
 
 
-def test_discriminator_is_asked_for_and_reported(gan):
+def test_discriminator_is_asked_for_and_reported(gan, monkeypatch):
+    monkeypatch.setattr(inference, "discriminate", partial(discriminate, num_iterations=600, width=64))
     done = dpm("evaluate", gan[0], "--discriminator", "--seed", 5)
     assert done.exit_code == 0, done.output
     figures = read(gan[0] / "evaluation.json")

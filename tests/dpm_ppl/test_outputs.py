@@ -355,4 +355,4 @@ def test_normal_outputs_keep_single_precision_where_little_noise_is_added():
     with jax.enable_x64(False):
         single = evaluate()
     for a, b in zip(exact, single, strict=True):
-        np.testing.assert_allclose(b, a, rtol=3e-6, atol=1e-7)
+        np.testing.assert_allclose(b, a, rtol=3e-6, atol=5e-7)  # terms of up to 4 cancel, each known to 2e-7

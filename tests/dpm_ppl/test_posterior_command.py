@@ -16,8 +16,6 @@ from dpm_ppl import programs
 from dpm_ppl.__main__ import app
 from dpm_ppl.inference import Posterior, fit
 
-pytestmark = pytest.mark.xdist_group("posterior_command")  # its fixtures are made once
-
 # The exact reverse of a Gaussian's diffusion, or bits that are redrawn at their own rates: the density is known.
 PROGRAM = '''"""A model of which everything is known."""
 import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, optax

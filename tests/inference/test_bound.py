@@ -11,6 +11,7 @@ import pytest
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound
+from tests.compiling import optimised
 from tests.oracles import (
     COV,
     SEQUENCES,
@@ -205,6 +206,7 @@ def test_one_step_has_no_kl():
 
 
 @pytest.mark.parametrize(("num_steps", "issue"), [(50, -3.484), (200, -2.694)])
+@optimised()
 def test_heartbeat_with_the_best_factorised_reverse(num_steps, issue):
     exact = heartbeat_elbo(num_steps)
     summary = bound(partial(heartbeat_diffusion, num_steps), SEQUENCES, params={}, key=KEY, num_samples=1000).summary()

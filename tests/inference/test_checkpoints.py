@@ -15,8 +15,6 @@ from numpyro.contrib.module import eqx_module
 import dpm_ppl as dpm
 from dpm_ppl.inference import checkpoints, fit, load_params
 
-pytestmark = pytest.mark.xdist_group("checkpoints")  # its fixtures are made once
-
 DATA = np.random.default_rng(0).normal(0.4, 1.3, size=(32, 2))
 
 

@@ -18,8 +18,6 @@ from dpm_ppl.inference.diagnostics import psis, save, to_arviz, to_elpd
 from dpm_ppl.inference.likelihood import Likelihood, log_likelihood
 from tests.oracles import BernoulliOracle, GaussianOracle, data
 
-pytestmark = pytest.mark.xdist_group("diagnostics")  # its fixtures are made once
-
 RNG = np.random.default_rng
 
 

@@ -10,14 +10,7 @@ from scipy.stats import kstest, norm
 
 from dpm_ppl.inference import Discriminator, discriminate
 
-pytestmark = pytest.mark.xdist_group("discriminator")  # its fixtures are made once
-
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def _same_draws_in_any_order():
-    globals()["RNG"] = np.random.default_rng(0)
 
 
 QUICK = {"num_iterations": 100, "width": 8, "depth": 1}

@@ -21,8 +21,6 @@ from numpyro.infer import RenyiELBO, Trace_ELBO
 import dpm_ppl as dpm
 from dpm_ppl.inference import NonFiniteLossError, bound, checkpoints, fit, load_params, read_run, session
 
-pytestmark = pytest.mark.xdist_group("fit")  # its fixtures are made once
-
 KEY = jax.random.key(3)
 BETA = np.array([0.05, 0.3, 0.5, 0.8])
 DATA = 0.7 + 1.4 * np.random.default_rng(0).gamma(

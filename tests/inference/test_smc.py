@@ -13,8 +13,6 @@ import dpm_ppl as dpm
 from dpm_ppl.inference import smc
 from tests.oracles import GaussianOracle, worst
 
-pytestmark = pytest.mark.xdist_group("smc")  # its fixtures are made once
-
 ORACLE = GaussianOracle.exact(25, beta_1=0.01, alpha_bar_T=0.002)
 P = ORACLE.generated()
 MEAN, COV = np.asarray(P.loc), np.asarray(P.covariance_matrix)
