@@ -1,0 +1,143 @@
+"""A program of `models/` as the laws see it: its parameters before and after a short fit, its chains, its samples."""
+
+import math
+import pkgutil
+from functools import cached_property
+
+import jax
+import numpy as np
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer import TraceMeanField_ELBO
+from numpyro.primitives import Messenger
+
+import dpm_ppl as dpm
+from dpm_ppl import metrics, models, programs
+from dpm_ppl.commands.no_chain import has_likelihood
+from dpm_ppl.inference import fit, importance_weights, log_likelihood
+
+PROGRAMS = [module.name for module in pkgutil.iter_modules(models.__path__)]
+
+
+class Chains(Messenger):
+    """Notes the diffusion and the x0 of every chain of a run."""
+
+    def __init__(self):
+        self.found = []
+        super().__init__()
+
+    def process_message(self, msg):
+        if msg["type"] in ("forward_chain", "reverse_chain"):
+            self.found.append(msg["args"][1:3])
+
+
+class Case:
+    """A program, its parameters before and after a short fit, and its chains."""
+
+    def __init__(self, name):
+        self.program = programs.load(name)
+        self.options = {"num_steps_sampled": 8, **self.program.recipe}
+        self.source = self.program.data()
+
+    def data(self, num, seed=0):
+        return metrics.fresh_data(self.source, key=jax.random.key(seed), num_data=num)[:num]
+
+    @cached_property
+    def start(self):
+        """Parameters that a fit starts from."""
+        return {name: site["value"] for name, site in self._declared.items()}
+
+    @cached_property
+    def moved(self):
+        """These moved a little, without leaving their constraints: at zero outputs some gradients are zero."""
+        moved = {}
+        for i, (name, site) in enumerate(sorted(self._declared.items())):
+            transform = biject_to(site["kwargs"].get("constraint", constraints.real))
+            leaves, structure = jax.tree.flatten(transform.inv(site["value"]))
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(1), i), len(leaves))
+            leaves = [leaf + 0.05 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+            moved[name] = transform(jax.tree.unflatten(structure, leaves))
+        return moved
+
+    @cached_property
+    def fitted(self):
+        """Parameters after a short fit."""
+        return self._short_fit[0]
+
+    @cached_property
+    def gain(self):
+        """By how much that raises the bound of each of 40 data, nats."""
+        return self._short_fit[1]
+
+    @cached_property
+    def _short_fit(self):
+        """A fit in small batches; where their loss is too noisy to see a gain, the beginning of the recipe's own."""
+        x0 = self.data(40, seed=3)
+        small = {"num_iterations": 250, "batch_size": 64, "learning_rate": 3e-3}
+        for options in (small, {"num_iterations": 1000}):
+            options = {**self.options, "ema_decay": 0.98, "progress": False, **options}
+            key = jax.random.key(0)
+            params = fit(self.program.model, self.program.guide, self.source, key=key, **options).params
+            if not has_likelihood(self.program, x0):
+                return params, None
+            before, after = (self.log_weights(of, x0, 2).mean(0) for of in (self.start, params))
+            gain, error = mean_and_error(after - before)
+            if gain > 3 * error:
+                break
+        return params, after - before
+
+    @cached_property
+    def generate(self):
+        """Samples of the whole program, a function of its parameters."""
+        program, size = self.program.model, self.num_samples
+        return jax.jit(lambda params: handlers.seed(handlers.substitute(program, data=params), 5)(size=size))
+
+    @cached_property
+    def num_samples(self):
+        """Fewer where a chain is long: they take time in proportion to it."""
+        return 200 if any(diffusion.num_steps > 100 for diffusion, _ in self.chains) else 1000
+
+    @cached_property
+    def chains(self):
+        """Diffusion and x0 of every chain that the guide, or else the model, declares."""
+        for run in (self.program.guide, self.program.model):
+            chains = Chains()
+            with handlers.block(), chains, handlers.seed(rng_seed=0), handlers.substitute(data=self.moved):
+                run(self.data(16))
+            if chains.found:
+                return chains.found
+        return []
+
+    def losses(self, x0, *, size, loss=None, plain=False):
+        """The loss in nats per datum under a key, as a compiled function of parameters and key."""
+        loss = TraceMeanField_ELBO() if loss is None else loss
+        model, guide = self.program.model, self.program.guide
+        if not plain:
+            model, guide = (dpm.subsample_steps(f, size=size) for f in (model, guide))
+        return jax.jit(lambda params, key: loss.loss(key, params, model, guide, x0) / len(x0))
+
+    def log_weights(self, params, x0, num_particles):
+        """Log importance weights, shape (num_particles, num_data)."""
+        given = {"params": params, "key": jax.random.key(6), "num_particles": num_particles, "progress": False}
+        if self.program.diffusion is not None:
+            return log_likelihood(self.program.diffusion, x0, **given).log_weight
+        return importance_weights(self.program.model, self.program.guide, x0, **given)
+
+    @cached_property
+    def _declared(self):
+        """Every parameter of model and guide."""
+        x0, found = self.data(16), {}
+        for run in (self.program.model, self.program.guide):
+            with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
+                run(x0)
+            found |= {name: site for name, site in trace.items() if site["type"] == "param"}
+        return found
+
+
+def mean_and_error(values):
+    values = np.asarray(values, np.float64)
+    return values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+
+
+def flat(x):
+    return np.asarray(x, float).reshape(len(x), -1)

@@ -1,0 +1,32 @@
+"""Every program in `models/`, found by itself; which laws are for it is read off the program, never its name."""
+
+import pytest
+
+from dpm_ppl.commands.no_chain import has_likelihood
+from tests.models.cases import PROGRAMS, Case
+
+
+@pytest.fixture(params=PROGRAMS, scope="module")
+def case(request):
+    return Case(request.param)
+
+
+@pytest.fixture
+def program(case):
+    return case.program
+
+
+@pytest.fixture
+def scored(case):
+    """A program that scores its data."""
+    if not has_likelihood(case.program, case.data(16)):
+        pytest.skip("it has no likelihood")
+    return case
+
+
+@pytest.fixture
+def chain(case):
+    """A program that is one chain of its data."""
+    if case.program.diffusion is None:
+        pytest.skip("it is no single chain")
+    return case
