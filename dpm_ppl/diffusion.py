@@ -36,8 +36,8 @@ class Diffusion:
 
     Raises:
         TypeError: the kernel lacks a part, or `reverse` or `decode` is not callable or returns no NumPyro distribution.
-        ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support, or declares sites of
-            its own.
+        ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support; or it, or a law of the
+            kernel, declares sites of its own.
 
     Source: Sohl-Dickstein et al. 2015, section 2; the fixed last step is that of section 2.3 ("edge effect").
     """
@@ -55,16 +55,18 @@ class Diffusion:
             raise TypeError(
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
+        state = _state(self.kernel)
+        _check_laws(self.kernel, state, "step")
         if self.decode is None:
             object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, 1))
             object.__setattr__(self, "has_fixed_last_step", True)
         elif callable(self.decode):
-            _check_step(self.kernel, lambda x, t: self.decode(x), "decode")
+            _check_step(self.kernel, state, lambda x, t: self.decode(x), "decode")
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(self, name)).__name__}.")
         if self.num_steps > 1:
-            _check_step(self.kernel, self.reverse, "reverse")
+            _check_step(self.kernel, state, self.reverse, "reverse")
 
     @property
     def num_steps(self) -> int:
@@ -77,24 +79,58 @@ class Diffusion:
         return self.kernel.event_shape
 
 
-def _check_step(kernel: Kernel, step: Reverse, name: str) -> None:
-    """Runs a reverse step on shapes alone, for one batch of two dimensions, and says what is wrong with its result."""
-    batch = (3, 2)
+_BATCH = (3, 2)  # of states that steps are tried on
+
+
+def check_laws(kernel: Kernel, *names: str) -> None:
+    """Refuses a kernel one of whose laws declares sites: bounds and chains would take their initial values for ever.
+
+    Args:
+        kernel: The kernel.
+        names: Its laws, "step", "marginal" and "posterior"; those that it lacks are none.
+
+    Raises:
+        ValueError: a law declares sites.
+    """
+    _check_laws(kernel, _state(kernel), *names)
+
+
+def _check_laws(kernel: Kernel, state: Any, *names: str) -> None:
+    t = jax.ShapeDtypeStruct(_BATCH[-1:], jnp.int32)
+    for name in names:
+        if hasattr(kernel, name):
+            arguments = (state, state, t) if name == "posterior" else (state, t)
+            _returned(getattr(kernel, name), *arguments, name=f"kernel.{name}")
+
+
+def _state(kernel: Kernel) -> Any:
+    """Shape and type of a batch of states."""
+    stationary = kernel.stationary()
+    return jax.eval_shape(lambda key: stationary.sample(key, _BATCH), jax.random.key(0))
+
+
+def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
+    """Runs a law on shapes alone, and returns what it does; one that declares sites is refused."""
     returned = []
 
-    def call(x: Array, t: Array) -> None:
+    def call(*arguments: Array) -> None:
         with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-            returned.append((step(x, t), list(trace)))
+            returned.append((law(*arguments), list(trace)))
 
-    stationary = kernel.stationary()
-    state = jax.eval_shape(lambda key: stationary.sample(key, batch), jax.random.key(0))
-    jax.eval_shape(call, state, jax.ShapeDtypeStruct(batch[-1:], jnp.int32))
+    jax.eval_shape(call, *arguments)
     result, sites = returned[-1]
     if sites:
         raise ValueError(
             f"Expected `{name}` to be a plain function of its arguments; it declares the sites {sites}. Inside a scan "
             "they would silently keep their initial values: declare them outside it, where the Diffusion is made."
         )
+    return result
+
+
+def _check_step(kernel: Kernel, state: Any, step: Reverse, name: str) -> None:
+    """Runs a reverse step on shapes alone, for one batch of two dimensions, and says what is wrong with its result."""
+    batch, stationary = _BATCH, kernel.stationary()
+    result = _returned(step, state, jax.ShapeDtypeStruct(batch[-1:], jnp.int32), name=name)
     if not isinstance(result, dist.Distribution):
         raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.")
     if result.event_shape != kernel.event_shape:

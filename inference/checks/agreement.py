@@ -11,10 +11,13 @@ from numpyro import handlers
 
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.checks.chain import Chain, agree
-from dpm_ppl.inference.checks.kernel import ROUNDING, chosen, difference, worst
+from dpm_ppl.inference.checks.difference import Difference
+from dpm_ppl.inference.checks.kernel import chosen
 from dpm_ppl.inference.checks.reading import Statement
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.subject import Subject, draw
+
+ORDERED = 0.25  # difference of correlations, below which none is seen
 
 
 def sites(subject: Subject) -> Iterator[Finding]:
@@ -88,17 +91,17 @@ def _differences(name: str, one: Statement, other: Statement) -> list[str]:
             found["reverse"] = [d.reverse(states[at], chain.steps(*some)).log_prob(states[at - 1]) for d in both]
         return found
 
-    off = {law: worst(difference(*both)) for law, both in scores(chain.states).items()}
-    if off["step"][0] > ROUNDING:
-        t = off["step"][1] + 1
+    off = {law: Difference.of(*both) for law, both in scores(chain.states).items()}
+    if not off["step"].is_none:
+        t = off["step"].at + 1
         words = f"for {name!r} the kernel's step at t = {t} is another in {one.where} than in {other.where}"
-        if off["turned"][0] < ROUNDING:
+        if off["turned"].is_none:
             words += f": time runs the other way, as {other.where} has at t what {one.where} has at T + 1 - t"
         return [words]
-    if off["pi"][0] > ROUNDING:
+    if not off["pi"].is_none:
         return [f"for {name!r} pi is another in {one.where} than in {other.where}"]
-    if off.get("reverse", (0.0, 0))[0] > ROUNDING:
-        return [f"the reverse step of diffusion() at t = {some[off['reverse'][1]]} is not that of the model"]
+    if "reverse" in off and not off["reverse"].is_none:
+        return [f"the reverse step of diffusion() at t = {some[off['reverse'].at]} is not that of the model"]
     return []
 
 
@@ -155,29 +158,25 @@ def _plates(subject: Subject) -> Finding:
 
 
 def _order(subject: Subject) -> Finding:
-    """For chains of single sites x_1..x_T: whether x_1 is the one next to the data in guide and model alike."""
+    """For chains x_1..x_T, of single sites or as a scan stacks them: whether the same end is next to the data."""
     name = "order of the sites"
-    latent = {k for k, s in subject.sites["model"].items() if s["type"] == "sample" and not s["is_observed"]}
-    families: dict[str, dict[int, str]] = {}
-    for site in latent & set(subject.sites["guide"]):
-        if match := re.fullmatch(r"(.*?)(\d+)", site):
-            families.setdefault(match[1], {})[int(match[2])] = site
-    families = {prefix: sites for prefix, sites in families.items() if len(sites) > 2}
-    if not families:
+    chains = _ends(subject)
+    if not chains:
         return skipped(name, "the program declares no chain site by site.")
     x0 = draw(subject.data, key=subject.key, num_data=500)
     with handlers.block(), handlers.substitute(data=subject.params), handlers.seed(rng_seed=0):
         drawn = handlers.trace(subject.guide).get_trace(x0)
-        made = handlers.trace(subject.model).get_trace(None, 500)
-        with handlers.substitute(data={k: s["value"] for k, s in made.items() if k in latent}):
+        with handlers.trace() as made:
             generated = subject.model(None, 500)
     words: list[str] = []
-    for sites in families.values():
-        near = []
-        for values, trace in ((x0, drawn), (generated, made)):
-            near.append([_dependence(values, trace[sites[i]]["value"]) for i in (min(sites), max(sites))])
-        guide, model = near
-        first, last = sites[min(sites)], sites[max(sites)]
+    for ends in chains:
+        guide, model = (
+            [_dependence(values, trace[site]["value"][row]) for site, row in ends]
+            for values, trace in ((x0, drawn), (generated, made))
+        )
+        first, last = (site if row is ... else f"{site}[{row}]" for site, row in ends)
+        if min(abs(guide[0] - guide[1]), abs(model[0] - model[1])) < ORDERED:
+            continue
         if (guide[0] > guide[1]) != (model[0] > model[1]):
             turned = (
                 f"Time runs the other way in the model: x^0 correlates with {first} and {last} by {guide[0]:.2f} and "
@@ -185,7 +184,26 @@ def _order(subject: Subject) -> Finding:
             )
             return failed(name, turned)
         words.append(f"{first if guide[0] > guide[1] else last} is next to the data, in guide and model alike")
+    if not words:
+        return skipped(name, "no order is seen: the data correlate with both ends alike, in the guide or the model.")
     return passed(name, _sentence(words))
+
+
+def _ends(subject: Subject) -> list[list[tuple[str, Any]]]:
+    """First and last state of each such chain: a site, and the row of it that is meant."""
+    latent = {k for k, s in subject.sites["model"].items() if s["type"] == "sample" and not s["is_observed"]}
+    shared = sorted(latent & set(subject.sites["guide"]))
+    stacked = [site for site in shared if _is_stacked(subject.sites["guide"][site]["value"], subject.x0)]
+    numbered: dict[str, dict[int, str]] = {}
+    for site in shared:
+        if match := re.fullmatch(r"(.*?)(\d+)", site):
+            numbered.setdefault(match[1], {})[int(match[2])] = site
+    chains = [[(sites[i], ...) for i in (min(sites), max(sites))] for sites in numbered.values() if len(sites) > 2]
+    return chains + [[(site, 0), (site, -1)] for site in stacked]
+
+
+def _is_stacked(value: Any, x0: Any) -> bool:
+    return value.ndim == x0.ndim + 1 and value.shape[1:] == x0.shape and len(value) > 2
 
 
 def _dependence(x0: Any, latent: Any) -> float:

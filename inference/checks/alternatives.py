@@ -80,7 +80,7 @@ def _shifted(law: Law, by: int) -> Law:
 
 def _rooted_scale(law: Law) -> Law:
     def rooted(*args: Array) -> dist.Distribution:
-        loc, scale, event_dim = _normal(law(*args))
+        loc, scale, event_dim = normal(law(*args))
         return dist.Normal(loc, jnp.sqrt(scale)).to_event(event_dim)
 
     return rooted
@@ -88,8 +88,8 @@ def _rooted_scale(law: Law) -> Law:
 
 def _rooted_slope(law: Law) -> Law:
     def rooted(x: Array, t: Array) -> dist.Distribution:
-        loc, scale, event_dim = _normal(law(x, t))
-        at_zero, at_one = (_normal(law(jnp.full_like(x, value), t))[0] for value in (0, 1))
+        loc, scale, event_dim = normal(law(x, t))
+        at_zero, at_one = (normal(law(jnp.full_like(x, value), t))[0] for value in (0, 1))
         slope = at_one - at_zero
         return dist.Normal(at_zero + (loc - at_zero) / jnp.sqrt(slope), scale).to_event(event_dim)
 
@@ -100,7 +100,7 @@ class NoNormalError(TypeError):
     """A law is no diagonal normal."""
 
 
-def _normal(law: Any) -> tuple[Array, Array, int]:
+def normal(law: Any) -> tuple[Array, Array, int]:
     """Mean, standard deviation and event dimensions of a diagonal normal."""
     event_dim = law.event_dim
     while isinstance(law, dist.Independent):

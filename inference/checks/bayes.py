@@ -12,8 +12,9 @@ from jax.scipy.special import logsumexp
 
 from dpm_ppl.inference.checks.alternatives import Laws, NoNormalError, scales, shifts
 from dpm_ppl.inference.checks.chain import Chain
-from dpm_ppl.inference.checks.kernel import ROUNDING, STANDARD_ERRORS, chosen, difference, worst
-from dpm_ppl.inference.checks.report import Finding, failed, passed, skipped
+from dpm_ppl.inference.checks.difference import ROUNDING, Difference
+from dpm_ppl.inference.checks.kernel import STANDARD_ERRORS, chosen
+from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 
 _DRAWS = 512
 _ENOUGH = 10  # effective draws, below which an average over them says nothing
@@ -31,20 +32,26 @@ def bayes(chain: Chain) -> Iterator[Finding]:
     if chain.num_steps == 1:
         yield from (skipped(name, "there is one step only.") for name in ("composition", "posterior"))
         return
-    off, at, hints = np.inf, 0, {}
+    difference, hints = Difference(np.inf, 0, np.inf), {}
     if laws.posterior is not None:
         identity = jax.jit(lambda states: _identity(laws, chain, states, first=2, last=chain.num_steps))
-        off, at = worst(identity(chain.states))
-        hints = {} if off < ROUNDING else _hints(laws, chain)
-    if off < ROUNDING:
+        difference = Difference.of(*identity(chain.states))
+    off = difference.off
+    if difference.is_none:
         words = f"`marginal` is `step` composed, at t = 2..{chain.num_steps}, to {off:.1g}."
         yield passed("composition", words, off=off)
         words = f"`posterior` is Bayes' rule of `step` and `marginal` at t = 2..{chain.num_steps}, to {off:.1g}."
         yield passed("posterior", words, off=off)
         return
+    if difference.is_single:
+        words = f"`step`, `marginal` and `posterior` {difference.words}"
+        yield from (note(name, words, off=off) for name in ("composition", "posterior"))
+        return
+    if laws.posterior is not None:
+        hints = _hints(laws, chain)
     composition = _composition(laws, chain, hints)
     yield composition
-    yield _posterior(laws, chain, composition, hints, off=off, t=at + 2)
+    yield _posterior(laws, chain, composition, hints, off=off, t=difference.at + 2)
 
 
 def _first(laws: Laws, chain: Chain) -> Finding:
@@ -57,9 +64,13 @@ def _first(laws: Laws, chain: Chain) -> Finding:
         return marginal(x0, t).log_prob(x1), laws.step(x0, t).log_prob(x1)
 
     one, other = both(chain.x0, chain.states[1])
-    off, _ = worst(difference(one, other)[None])
-    if off < ROUNDING:
-        return passed("first marginal", f"`marginal(x0, 1)` is `step(x0, 1)`, to {off:.1g}.", off=off)
+    difference = Difference.of(one[None], other[None])
+    if difference.is_none:
+        words = f"`marginal(x0, 1)` is `step(x0, 1)`, to {difference.off:.1g}."
+        return passed("first marginal", words, off=difference.off)
+    if difference.is_single:
+        words = f"`marginal(x0, 1)` and `step(x0, 1)` {difference.words}"
+        return note("first marginal", words, off=difference.off)
     words = (
         f"`marginal(x0, 1)` is not `step(x0, 1)`: at the same points log densities of {float(jnp.mean(one)):.4g} and "
         f"{float(jnp.mean(other)):.4g} on average. Does alpha_bar start at beta_1?"
@@ -67,15 +78,15 @@ def _first(laws: Laws, chain: Chain) -> Finding:
     return failed("first marginal", words, marginal=float(jnp.mean(one)), step=float(jnp.mean(other)))
 
 
-def _identity(laws: Laws, chain: Chain, states: Array, *, first: int, last: int) -> Array:
-    """Difference of marginal(t-1) step(t) and marginal(t) posterior(t) at x^(t-1) and x^t, t = first..last."""
+def _identity(laws: Laws, chain: Chain, states: Array, *, first: int, last: int) -> tuple[Array, Array]:
+    """Log of marginal(t-1) step(t), and of marginal(t) posterior(t), at x^(t-1) and x^t, t = first..last."""
     assert laws.marginal is not None
     assert laws.posterior is not None
     before, after = states[first - 1 : last], states[first : last + 1]
     t = chain.steps(*range(first, last + 1))
     x0 = jnp.broadcast_to(chain.x0, after.shape)
     joint = laws.marginal(x0, t - 1).log_prob(before) + laws.step(before, t).log_prob(after)
-    return difference(joint, laws.marginal(x0, t).log_prob(after) + laws.posterior(x0, after, t).log_prob(before))
+    return joint, laws.marginal(x0, t).log_prob(after) + laws.posterior(x0, after, t).log_prob(before)
 
 
 def _hints(laws: Laws, chain: Chain) -> dict[str, str]:
@@ -86,7 +97,7 @@ def _hints(laws: Laws, chain: Chain) -> dict[str, str]:
     candidates = moved + list(scales(laws))
 
     @jax.jit
-    def all_of_them(states: Array) -> dict[int, Array]:
+    def all_of_them(states: Array) -> dict[int, tuple[Array, Array]]:
         found = {}
         for i, (_, _, repaired) in enumerate(candidates):
             with suppress(NoNormalError):
@@ -94,8 +105,8 @@ def _hints(laws: Laws, chain: Chain) -> dict[str, str]:
         return found
 
     found: dict[str, str] = {}
-    for i, differences in all_of_them(chain.states).items():
-        if worst(differences)[0] < ROUNDING:
+    for i, both in all_of_them(chain.states).items():
+        if Difference.of(*both).is_none:
             found.setdefault(*candidates[i][:2])
     return found
 
@@ -121,7 +132,7 @@ def _composition(laws: Laws, chain: Chain, hints: dict[str, str]) -> Finding:
     culprits = [hints[name] for name in ("step", "marginal") if name in hints]
     if broken:
         words = f"`step` composed with `marginal` is no density at t = {broken[0].t}: its log is {broken[0].nats}."
-        return failed("composition", words + "".join(f" {hint}." for hint in culprits), t=broken[0].t)
+        return failed("composition", words + _either(culprits), t=broken[0].t)
     if not known:
         reason = "states have too many dimensions to compose `step` with `marginal` by averages."
         if not culprits:
@@ -139,8 +150,14 @@ def _composition(laws: Laws, chain: Chain, hints: dict[str, str]) -> Finding:
     )
     if not culprits and chain.num_steps >= 5:
         culprits = _shift(laws, chain, gap)
-    words += "".join(f" {hint}." for hint in culprits)
+    words += _either(culprits)
     return failed("composition", words, t=gap.t, off=gap.nats, standard_errors=gap.score)
+
+
+def _either(hints: list[str]) -> str:
+    """Slips each of which alone restores the laws, as one sentence."""
+    text = ", or ".join(hint if i == 0 else hint[0].lower() + hint[1:] for i, hint in enumerate(hints))
+    return f" {text}." if text else ""
 
 
 def _shift(laws: Laws, chain: Chain, gap: _Gap) -> list[str]:
@@ -205,7 +222,7 @@ def _missing(laws: Laws, chain: Chain) -> str:
     x0 = jnp.broadcast_to(chain.x0, after.shape)
 
     def off(other: Array) -> float:
-        return worst(difference(posterior(x0, after, t).log_prob(before), other))[0]
+        return Difference.of(posterior(x0, after, t).log_prob(before), other).off
 
     words = ""
     if off(posterior(jnp.broadcast_to(chain.states[1], after.shape), after, t).log_prob(before)) == 0:

@@ -16,7 +16,7 @@ from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.bound import Bound, bound
 from dpm_ppl.kernels import Kernel
 
-NUMBERS = 400_000  # in one trajectory of every datum
+NUMBERS = 50_000  # in one trajectory of every datum
 _NEVER = -34.0  # nats, a little above the rounding unit of double precision
 
 
@@ -72,7 +72,7 @@ class Chain:
 
         Shapes (T + 1, num, *event), (T, num) and (num,).
         """
-        num = max(8, min(200, 5 * NUMBERS // (self.num_steps * math.prod(self.forward.event_shape))))
+        num = max(8, min(200, 20 * NUMBERS // (self.num_steps * math.prod(self.forward.event_shape))))
 
         @jax.jit
         def make(key: Array) -> tuple[Array, Array, Array]:
@@ -92,7 +92,7 @@ class Chain:
     @cached_property
     def terms(self) -> Bound:
         """The bound on the data, term by term."""
-        num = max(4, min(64, 10 * NUMBERS // self.states.size))
+        num = max(4, min(64, 20 * NUMBERS // self.states.size))
         x0 = self.x0.reshape(-1, *self.forward.event_shape)
         return bound(self.definition, x0, params={}, key=self.key, num_samples=num)
 

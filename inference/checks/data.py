@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
@@ -18,8 +19,9 @@ from dpm_ppl.inference.entropy import entropy
 
 _NUM_DATA = 4000
 FAR_RATE = 0.1  # of the data's mean from a Bernoulli kernel's rate
-WIDEST = 4.0  # second moment, or its inverse, that is no slip of scaling
+WIDE, GROSS = 4.0, 100.0  # ratio of second moments, or its inverse, to note, and that is a slip of scaling
 SMALL = 0.01  # nats per datum
+_NEVER = 1e-9  # probability
 
 
 def data(subject: Subject, chain: Chain) -> Iterator[Finding]:
@@ -52,35 +54,68 @@ def _support(chain: Chain, x0: Array) -> Finding:
 
 
 def _moments(chain: Chain, x0: Array) -> Finding:
-    """Rate and mean of bits; second moment of reals."""
+    """Rate and mean of bits; frequencies of categories; second moment of reals."""
     name, pi = "data's moments", chain.kernel.stationary()
     support: Any = pi.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     flat = np.asarray(x0, np.float64).reshape(len(x0), -1)
     if support is constraints.boolean:
-        rate, mean = float(jnp.mean(pi.mean)), float(flat.mean())
-        words = f"The rate of pi is {rate:.4g} and the mean of the data {mean:.4g}"
-        numbers = {"rate": rate, "mean": mean}
-        if abs(rate - mean) > FAR_RATE:
-            words += (
-                f": the forward chain drives the data to another mean than theirs. Give the kernel rate={mean:.3g}."
-            )
-            return failed(name, words, **numbers)
-        return passed(name, words + ".", **numbers)
+        return _rate(float(jnp.mean(pi.mean)), float(flat.mean()))
+    if isinstance(support, constraints.integer_interval):
+        return _frequencies(chain, support, flat)
     if support is constraints.real:
-        second, mean = float((flat**2).mean()), flat.mean(0)
-        of_pi = float(jnp.mean(pi.mean**2 + pi.variance))
-        ratio = second / of_pi
-        numbers = {"second_moment": second, "of_pi": of_pi, "largest_mean": float(np.abs(mean).max())}
-        words = (
-            f"The second moment of the data is {second:.4g} per dimension, the mean up to {numbers['largest_mean']:.3g}"
-        )
-        if not 1 / WIDEST < ratio < WIDEST:
-            words += f", and pi's second moment is {of_pi:.3g}. Scale the data to zero mean and unit variance."
-            return failed(name, words, **numbers)
-        return passed(name, words + ".", **numbers)
+        return _second_moment(chain, flat)
     return skipped(name, f"pi is over {support}, of which neither mean nor scale is asked to match.")
+
+
+def _rate(rate: float, mean: float) -> Finding:
+    name, words = "data's moments", f"The rate of pi is {rate:.4g} and the mean of the data {mean:.4g}"
+    numbers = {"rate": rate, "mean": mean}
+    if abs(rate - mean) > FAR_RATE:
+        words += f": the forward chain drives the data to another mean than theirs. Give the kernel rate={mean:.3g}."
+        return failed(name, words, **numbers)
+    return passed(name, words + ".", **numbers)
+
+
+def _frequencies(chain: Chain, support: Any, flat: np.ndarray) -> Finding:
+    name, law = "data's moments", chain.kernel.stationary()
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
+    if law.event_shape:
+        return skipped(name, "the coordinates of pi are not independent.")
+    states = np.arange(int(support.lower_bound), int(support.upper_bound) + 1)
+    log_prob = law.log_prob(states.reshape(-1, *(1,) * len(law.batch_shape)))
+    of_pi = np.exp(np.asarray(log_prob, np.float64)).reshape(len(states), -1).mean(1)
+    of_data = np.array([(flat == state).mean() for state in states])
+    at = int(np.abs(of_data - of_pi).argmax())
+    numbers = {"state": float(states[at]), "of_data": float(of_data[at]), "of_pi": float(of_pi[at])}
+    words = f"State {states[at]} has a frequency of {of_data[at]:.3g} in the data and {of_pi[at]:.3g} in pi"
+    if abs(of_data[at] - of_pi[at]) < FAR_RATE:
+        return passed(name, f"{words}, which differs most.", **numbers)
+    if ((of_pi < _NEVER) & (of_data > 0)).any():
+        return note(name, f"{words}: pi lacks states of the data, as that of an absorbing kernel does.", **numbers)
+    words += ": the forward chain drives the data to other frequencies than theirs"
+    if not chain.model.has_fixed_last_step:
+        return note(name, f"{words}, which the bound pays for at its end.", **numbers)
+    shares = ", ".join(f"{share:.3g}" for share in of_data[:8])
+    return failed(name, f"{words}. Give the kernel theirs, {shares}{', ...' * (len(states) > 8)}.", **numbers)
+
+
+def _second_moment(chain: Chain, flat: np.ndarray) -> Finding:
+    name, pi = "data's moments", chain.kernel.stationary()
+    if not chain.model.has_fixed_last_step:
+        return skipped(name, "`decode` is the program's own, and asks of no scale.")
+    second, of_pi = float((flat**2).mean()), float(jnp.mean(pi.mean**2 + pi.variance))
+    largest, ratio = float(np.abs(flat.mean(0)).max()), second / of_pi
+    numbers = {"second_moment": second, "of_pi": of_pi, "largest_mean": largest}
+    words = f"The second moment of the data is {second:.4g} per dimension, the mean up to {largest:.3g}"
+    if 1 / WIDE < ratio < WIDE:
+        return passed(name, words + ".", **numbers)
+    words += f", and pi's second moment is {of_pi:.3g}"
+    if 1 / GROSS < ratio < GROSS:
+        return note(name, words + ": the bound is looser than with data of pi's scale.", **numbers)
+    return failed(name, words + ". Scale the data to zero mean and unit variance.", **numbers)
 
 
 def _paper(chain: Chain, x0: Array) -> Finding:

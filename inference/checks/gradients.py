@@ -22,11 +22,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
         reason = "the program declares no parameters."
         yield from (skipped(name, reason) for name in ("gradients", "parameters in a loop body"))
         return
-    whole = fitted_loss(subject)
-
-    def of_params(params: dict[str, Any], key: Array) -> Array:
-        return whole(params, key, subject.x0) / subject.normaliser
-
+    of_params = _per_datum(subject)
     value_and_grad = jax.jit(jax.value_and_grad(of_params, allow_int=True))
     reached: dict[str, Array] = {}
     infinite: set[str] = set()
@@ -38,9 +34,23 @@ def gradients(subject: Subject) -> Iterator[Finding]:
             if not np.isfinite(values).all():
                 infinite.add(path)
     zero = [path for path, hits in reached.items() if not hits.any()]
+    if zero:  # a step that was not drawn reaches no parameter of its own
+        of_params = _per_datum(subject, all_steps=True)
+        gradient = dict(_leaves(jax.jit(jax.grad(of_params, allow_int=True))(subject.params, subject.key)))
+        reached |= {path: np.asarray(gradient[path]) != 0 for path in zero}
+        zero = [path for path in zero if not reached[path].any()]
     frozen, idle = _sorted(jax.jit(of_params), subject, zero)
     yield _gradients(reached, infinite, frozen, idle)
     yield _loops(subject, idle)
+
+
+def _per_datum(subject: Subject, *, all_steps: bool = False) -> Callable[[dict[str, Any], Array], Array]:
+    whole = fitted_loss(subject, all_steps=all_steps)
+
+    def of_params(params: dict[str, Any], key: Array) -> Array:
+        return whole(params, key, subject.x0) / subject.normaliser
+
+    return of_params
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

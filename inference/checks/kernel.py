@@ -11,13 +11,13 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import kl_divergence
 
+from dpm_ppl.diffusion import check_laws
 from dpm_ppl.inference.checks.alternatives import Laws, NoNormalError, scales
 from dpm_ppl.inference.checks.chain import Chain
+from dpm_ppl.inference.checks.difference import Difference
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
-from dpm_ppl.kernels import has_closed_forms
 from dpm_ppl.trajectories import forward_states
 
-ROUNDING = 1e-6  # largest difference of log densities, over their size, that rounding makes in double precision
 STANDARD_ERRORS = 5.5  # a true kernel exceeds them once in 30 million statistics
 FAR_FROM_PI = 1.0  # bits per dimension at the end of a chain
 NEAR_PI = 0.05  # bits per datum
@@ -26,45 +26,37 @@ _NUMBERS = 1_000_000
 
 def kernel(chain: Chain) -> Iterator[Finding]:
     """Findings "stationarity" and "end of the chain"."""
+    check_laws(chain.kernel, "step", "marginal", "posterior")
     yield _stationarity(chain)
     yield _end(chain)
 
 
-def difference(one: Array, other: Array) -> Array:
-    """One - other over their size, 0 where both are the same infinity."""
-    return jnp.where(one == other, 0.0, (one - other) / (1 + jnp.abs(one) + jnp.abs(other)))
+def balance(laws: Laws, chain: Chain) -> Difference:
+    """Detailed balance, log pi(x') step(x|x') against log pi(x) step(x'|x), on a trajectory, a row for each t."""
 
-
-def worst(differences: Array) -> tuple[float, int]:
-    """The largest difference, infinite where one is NaN, and the row that it is in."""
-    values = np.asarray(differences)
-    sizes = np.where(np.isnan(values), np.inf, np.abs(values)).reshape(len(values), -1).max(1)
-    return float(sizes.max()), int(sizes.argmax())
-
-
-def balance(laws: Laws, chain: Chain) -> Array:
-    """Detailed balance, log pi(x') step(x|x') against log pi(x) step(x'|x), on a trajectory, shape (T, *batch)."""
-
-    def both(states: Array) -> Array:
+    def both(states: Array) -> tuple[Array, Array]:
         before, after, t, pi = states[:-1], states[1:], chain.steps(), laws.stationary()
         forward = pi.log_prob(before) + laws.step(before, t).log_prob(after)
-        return difference(forward, pi.log_prob(after) + laws.step(after, t).log_prob(before))
+        return forward, pi.log_prob(after) + laws.step(after, t).log_prob(before)
 
-    return jax.jit(both)(chain.states)
+    return Difference.of(*jax.jit(both)(chain.states))
 
 
 def _stationarity(chain: Chain) -> Finding:
     laws = Laws.of(chain.kernel)
-    off, at = worst(balance(laws, chain))
-    if off < ROUNDING:
+    difference = balance(laws, chain)
+    off = difference.off
+    if difference.is_none:
         words = f"`step` keeps pi at all {chain.num_steps} steps: detailed balance holds to {off:.1g}."
         return passed("stationarity", words, detailed_balance=off)
+    if difference.is_single:
+        return note("stationarity", f"The sides of `step`'s detailed balance {difference.words}", detailed_balance=off)
     score, t, feature, before, after = max(_drifts(chain), key=lambda drift: drift[0])
     numbers = {"detailed_balance": off, "standard_errors": score, "t": t, "before": before, "after": after}
     if score < STANDARD_ERRORS:
         words = (
-            f"`step` is not reversible (at t = {at + 1}), but no moment of pi drifts under it: the largest change, of "
-            f"{feature} at t = {t}, is {score:.1f} standard errors."
+            f"`step` is not reversible (at t = {difference.at + 1}), but no moment of pi drifts under it: the largest "
+            f"change, of {feature} at t = {t}, is {score:.1f} standard errors."
         )
         return passed("stationarity", words, **numbers)
     words = (
@@ -73,10 +65,10 @@ def _stationarity(chain: Chain) -> Finding:
     )
     for name, hint, repaired in scales(laws):
         with suppress(NoNormalError):
-            if name == "step" and worst(balance(repaired, chain))[0] < ROUNDING:
+            if name == "step" and balance(repaired, chain).is_none:
                 words += f" {hint}."
-    if not has_closed_forms(chain.kernel) and not chain.model.has_fixed_last_step:
-        words += " The bound holds nevertheless, as `decode` is the program's own: a learned encoder need not keep pi."
+    if not chain.model.has_fixed_last_step:
+        words += " The bound holds nevertheless, as `decode` is the program's own: it does not ask a kernel to keep pi."
         return note("stationarity", words, **numbers)
     return failed("stationarity", words, **numbers)
 
@@ -119,9 +111,8 @@ def _drifts(chain: Chain) -> Iterator[tuple[float, int, str, float, float]]:
 def chosen(first: int, last: int) -> list[int]:
     """A few steps between two, both included, the ends more densely than the middle."""
     span = last - first
-    return sorted(
-        {t for t in (first, first + 1, *(first + span * i // 4 for i in (1, 2, 3)), last - 1, last) if t >= first}
-    )
+    steps = {first, first + 1, *(first + span * i // 4 for i in (1, 2, 3)), last - 1, last}
+    return sorted(t for t in steps if first <= t <= last)
 
 
 def _end(chain: Chain) -> Finding:

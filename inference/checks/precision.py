@@ -20,7 +20,7 @@ LARGE, SMALL = 0.05, 0.005  # nats per datum; the first, or a thousandth of the 
 
 def precision(subject: Subject) -> Iterator[Finding]:
     """A finding "float32" for each chain: its terms at the same states in single and in double precision."""
-    for chain in subject.chains():
+    for chain in subject.chains:
         yield _precision(subject, chain)
 
 

@@ -73,6 +73,8 @@ class Report:
         verdict = (
             f"{len(self.failed)} mistake{'s' * (len(self.failed) > 1)} found" if self.failed else "no mistake found"
         )
+        if any(finding.name == "loss" and finding.status == "skipped" for finding in self.findings):
+            verdict += ", but the loss could not be checked"
         return "\n".join([*lines, f"{self.program}: {verdict}; {counted}; {self.seconds:.0f} s"])
 
 

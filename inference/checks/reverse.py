@@ -9,8 +9,10 @@ import numpy as np
 from jax import Array
 
 from dpm_ppl.inference.checks.chain import Chain
-from dpm_ppl.inference.checks.kernel import ROUNDING, STANDARD_ERRORS, difference, worst
+from dpm_ppl.inference.checks.difference import Difference
+from dpm_ppl.inference.checks.kernel import STANDARD_ERRORS
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
+from dpm_ppl.inference.checks.scale import scale
 from dpm_ppl.inference.terms import divergence
 from dpm_ppl.kernels import has_closed_forms
 
@@ -19,8 +21,9 @@ BETTER = 0.5  # of the KLs that are left with time turned round, below which it 
 
 
 def reverse(chain: Chain) -> Iterator[Finding]:
-    """Findings "reverse steps", "last step", "reverse support" and "reverse time"."""
+    """Findings "reverse steps", "reverse scale", "last step", "reverse support" and "reverse time"."""
     yield _positive(chain)
+    yield scale(chain)
     yield _last(chain)
     yield _support(chain)
     yield _time(chain)
@@ -71,11 +74,13 @@ def _last(chain: Chain) -> Finding:
         return chain.model.decode(x1).log_prob(x0), bayes
 
     own, bayes = both(chain.x0, chain.states[1])
-    off, _ = worst(difference(own, bayes)[None])
+    difference = Difference.of(own[None], bayes[None])
     means = {"decode": float(jnp.mean(own)), "fixed": float(jnp.mean(bayes))}
-    if off < ROUNDING:
-        words = f"p(x^0|x^1) is q(x^1|x^0) pi(x^0) / pi(x^1), the fixed last step, to {off:.1g}."
+    if difference.is_none:
+        words = f"p(x^0|x^1) is q(x^1|x^0) pi(x^0) / pi(x^1), the fixed last step, to {difference.off:.1g}."
         return passed("last step", words, **means)
+    if difference.is_single:
+        return note("last step", f"p(x^0|x^1) and q(x^1|x^0) pi(x^0) / pi(x^1) {difference.words}", **means)
     if not chain.model.has_fixed_last_step:
         words = (
             f"`decode` is the program's own: E log p(x^0|x^1) = {means['decode']:.4g} nats, with the fixed last step "

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -58,6 +59,7 @@ class Subject:
     scans: bool
     key: Array
 
+    @cached_property
     def chains(self) -> list[Chain]:
         """The chains that guide and model share; where they have none, that of `diffusion()`, over the data."""
         of = {(s.where, s.name): s for s in self.statements}
@@ -123,13 +125,13 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
             f"got {type(data).__name__}."
         )
     data_key, key = jax.random.split(jax.random.key(seed))
-    few = draw(data, key=data_key, num_data=4)
-    statements, sites, _, _ = read(program.model, program.guide, definition, few, params or {})
+    run = partial(read, program.model, program.guide, definition)
+    longest = _longest(run, data, params or {})
+    x0 = draw(data, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
+    _, sites, _, _ = run(x0, params or {})
     initial = {name: site["value"] for name, site in sites.items()}
     values = _moved(sites, seed=seed) if params is None else dict(params)
-    longest = max((s.diffusion.num_steps * math.prod(s.diffusion.event_shape) for s in statements), default=1)
-    x0 = draw(data, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
-    statements, _, looped, scans = read(program.model, program.guide, definition, x0, values)
+    statements, _, looped, scans = run(x0, values)
     return Subject(
         model=program.model,
         guide=program.guide,
@@ -147,6 +149,18 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
     )
 
 
+def _longest(run: Callable[..., Any], data: Any, params: Mapping[str, Any]) -> int:
+    """Numbers in the longest trajectory of one datum; by shapes alone, which compiles nothing."""
+    numbers, rows = [1], None if isinstance(data, dist.Distribution) else as_now(np.asarray(data)[:4])
+
+    def shapes(key: Array) -> None:
+        statements, *_ = run(data.sample(key, (4,)) if rows is None else rows, params)
+        numbers.extend(s.diffusion.num_steps * math.prod(s.diffusion.event_shape) for s in statements)
+
+    jax.eval_shape(shapes, jax.random.key(0))
+    return max(numbers)
+
+
 def _without_arguments(diffusion: Any) -> Callable[[], Diffusion] | None:
     """`diffusion`, where it can be called without arguments: a program of several chains may use the name otherwise."""
     try:
@@ -159,7 +173,7 @@ def _without_arguments(diffusion: Any) -> Callable[[], Diffusion] | None:
 def draw(data: Any, *, key: Array, num_data: int) -> Array:
     """Data, shape (about num_data, *event), in the precision that now holds."""
     if isinstance(data, dist.Distribution):
-        return data.sample(key, (num_data,))
+        return jax.jit(lambda key: data.sample(key, (num_data,)))(key)
     rows = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist()).permutation(len(data))
     return as_now(np.asarray(data)[rows[:num_data]])
 

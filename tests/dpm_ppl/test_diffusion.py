@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.diffusion import check_data
+from dpm_ppl.diffusion import check_data, check_laws
 from dpm_ppl.schedules import constant_fraction, linear
 
 GAUSSIAN = dpm.GaussianKernel(linear(4, first=0.2, last=0.9), (2,))
@@ -176,6 +176,24 @@ def test_a_kernel_that_lacks_a_part(missing):
     kernel = type("OwnKernel", (), {name: staticmethod(p) if callable(p) else p for name, p in parts.items()})()
     with pytest.raises(TypeError, match=f"Expected a kernel with num_steps, .*; got no {missing}"):
         dpm.Diffusion(kernel, shrink)
+
+
+@pytest.mark.parametrize("law", ["step", "marginal", "posterior"])
+def test_a_law_of_a_kernel_that_declares_a_parameter(law):
+    """What a bound would take the first value of, whatever is learned."""
+
+    def declares(self, *arguments):
+        numpyro.param("keep", 0.7)
+        return getattr(dpm.GaussianKernel, law)(self, *arguments)
+
+    kernel = type("Own", (dpm.GaussianKernel,), {law: declares})(GAUSSIAN.beta, (2,))
+    message = rf"Expected `kernel.{law}` to be a plain function .* declares the sites \['keep'\].*outside it"
+    with pytest.raises(ValueError, match=message):
+        check_laws(kernel, "step", "marginal", "posterior")
+    if law == "step":
+        with pytest.raises(ValueError, match=message):
+            dpm.Diffusion(kernel, shrink)
+    check_laws(GAUSSIAN, "step", "marginal", "posterior")
 
 
 def test_a_reverse_step_is_checked_without_being_run():

@@ -14,12 +14,12 @@ import dpm_ppl as dpm
 from dpm_ppl.__main__ import app
 from dpm_ppl.inference.checks.bounds import _analytic, _order
 from dpm_ppl.inference.checks.chain import Chain
-from dpm_ppl.inference.checks.check import check
+from dpm_ppl.inference.checks.check import _optimised_little, check
 from dpm_ppl.inference.checks.data import data
 from dpm_ppl.inference.checks.gradients import gradients
 from dpm_ppl.inference.checks.kernel import kernel as kernel_checks
 from dpm_ppl.inference.checks.precision import precision
-from dpm_ppl.inference.checks.report import Report, failed, note, passed
+from dpm_ppl.inference.checks.report import Report, failed, note, passed, skipped
 from dpm_ppl.inference.checks.subject import subject
 from tests.oracles import COV, MEAN, GaussianOracle, programs
 from tests.oracles import data as gaussian_data
@@ -47,13 +47,16 @@ def test_a_right_program_passes_everything():
     report = dpm.check(program(ORACLE.diffusion, recipe={"num_iterations": 100, "batch_size": 32}))
     assert report.passed, report
     statuses = {finding.name: finding.status for finding in report.findings}
-    assert [name for name, status in statuses.items() if status == "skipped"] == ["order of the sites"]
+    assert [name for name, status in statuses.items() if status == "skipped"] == [
+        "order of the sites",
+        "reverse scale",
+    ]
     assert [name for name, status in statuses.items() if status == "note"] == [
         "end of the chain",
         "K",
         "cost of a fit",
     ]
-    assert len(statuses) == 25
+    assert len(statuses) == 26
     # The numbers are those of the closed forms, whatever the program's parameters were moved by: compare within.
     numbers = report["loss"].numbers
     assert numbers["elbo_of_loss"] == pytest.approx(numbers["elbo_of_diffusion"], abs=0.3)
@@ -70,6 +73,10 @@ def test_report_names_counts_and_shows_findings():
     assert lines[-1] == "mine: 1 mistake found; 1 passed, 1 to note, 0 skipped; 2 s"
     with pytest.raises(KeyError, match="there are a, b"):
         report["c"]
+    unseen = str(Report("mine", (passed("a", "fine."), skipped("loss", "it has no bound.")), 2.0))
+    assert unseen.endswith(
+        "mine: no mistake found, but the loss could not be checked; 1 passed, 0 to note, 1 skipped; 2 s"
+    )
 
 
 def test_exit_status_of_the_command(tmp_path):
@@ -101,6 +108,31 @@ def test_what_is_no_program_is_refused(missing):
     del parts[missing]
     with pytest.raises(TypeError, match=f"it lacks {missing}"):
         check(SimpleNamespace(**parts))
+
+
+def test_xla_is_as_it_was_when_a_check_ends():
+    """Little is optimised in a check, for speed; what the caller compiles after it is no business of it."""
+    name, before = "jax_disable_most_optimizations", jax.config.read("jax_disable_most_optimizations")
+    seen = []
+
+    @_optimised_little()
+    def fails():
+        seen.append(jax.config.read(name))
+        raise ValueError("within")
+
+    try:
+        jax.config.update(name, val=False)
+        with pytest.raises(ValueError, match="within"):
+            fails()
+        assert (seen, jax.config.read(name)) == ([True], False)
+    finally:
+        jax.config.update(name, val=before)
+
+
+def test_a_chain_and_its_trajectories_are_made_once():
+    ready = subject(program(ORACLE.diffusion))
+    (chain,) = ready.chains
+    assert chain is ready.chains[0]
 
 
 def test_end_of_the_chain_and_the_papers_k_are_the_closed_forms():
@@ -227,12 +259,13 @@ def test_parameters_that_are_idle_or_whose_gradient_is_not_finite():
     ("values", "name", "status", "words"),
     [
         (lambda x: 10 * x, "data's moments", "failed", "Scale the data"),
+        (lambda x: 0.3 * x, "data's moments", "note", "looser"),
         (lambda x: np.round(2 * x) / 2, "data", "note", "dequantise"),
         (lambda x: np.round(x).astype(int), "data", "failed", "floating-point"),
         (lambda x: np.where(np.arange(len(x))[:, None] == 7, np.nan, x), "data", "failed", "finite"),
         (lambda x: x, "data", "passed", "finite and within"),
     ],
-    ids=["scale", "quantised", "integers", "NaN", "right"],
+    ids=["scale", "small", "quantised", "integers", "NaN", "right"],
 )
 def test_data(values, name, status, words):
     x0 = values(np.asarray(gaussian_data(500)))

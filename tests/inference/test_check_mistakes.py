@@ -24,6 +24,7 @@ from dpm_ppl.inference.checks.gradients import gradients
 from dpm_ppl.inference.checks.kernel import kernel as kernel_checks
 from dpm_ppl.inference.checks.report import Report
 from dpm_ppl.inference.checks.reverse import reverse
+from dpm_ppl.inference.checks.scale import scale
 from dpm_ppl.inference.checks.subject import subject
 from tests.oracles import COV, MEAN, BernoulliOracle, GaussianOracle, WithoutClosedForms, programs
 from tests.oracles import data as gaussian_data
@@ -85,6 +86,18 @@ class AlphaBarLate(OwnKernel):
         return super().marginal(x0, jnp.minimum(t + 1, T))
 
 
+class AlphaBarWithoutItsOne(OwnKernel):
+    """In every law: where both are late, `step` might as well be early."""
+
+    def marginal(self, x0, t):
+        return super().marginal(x0, jnp.minimum(t + 1, T))
+
+    def posterior(self, x0, xt, t):
+        beta, before, after = (a[..., None] for a in (self.beta[t - 1], self.alpha_bar[t], self.alpha_bar[(t + 1) % 8]))
+        mean = (jnp.sqrt(before) * beta * x0 + jnp.sqrt(1 - beta) * (1 - before) * xt) / (1 - after)
+        return dist.Normal(mean, jnp.sqrt(beta * (1 - before) / (1 - after))).to_event(1)
+
+
 class AlphaBarLateInPosterior(OwnKernel):
     def posterior(self, x0, xt, t):
         return super().posterior(x0, xt, jnp.minimum(t + 1, T))
@@ -143,6 +156,10 @@ KERNEL_MISTAKES = {
     BetaLate: ("composition", "in `step` alone they agree: beta is off by one"),
     AlphaBarEarly: ("composition", "in `marginal` alone they agree: alpha_bar is off by one"),
     AlphaBarLate: ("composition", "in `marginal` alone they agree: alpha_bar is off by one"),
+    AlphaBarWithoutItsOne: (
+        "composition",
+        "beta is off by one there, or with t - 1 for t in `marginal` alone they agree",
+    ),
     AlphaBarLateInPosterior: ("posterior", "in `posterior` alone they agree: beta or alpha_bar is off by one"),
     VarianceInStep: ("stationarity", f"its scale `step` is right: it gives Normal {DEVIATION}"),
     VarianceInMarginal: ("composition", f"its scale `marginal` is right: it gives Normal {DEVIATION}"),
@@ -163,6 +180,19 @@ def test_mistakes_of_a_kernel(mistaken):
 def test_the_unspoiled_kernel_passes():
     report = of_kernel(OwnKernel())
     assert [finding.status for finding in report.findings] == ["passed"] * 5, report
+
+
+@pytest.mark.parametrize("law", ["step", "marginal", "posterior"])
+def test_parameters_hidden_in_a_law_of_the_kernel(law):
+    """Found before a bound takes its first value for ever."""
+
+    def hidden(self, *arguments):
+        numpyro.param("keep", 0.7)
+        return getattr(OwnKernel, law)(self, *arguments)
+
+    chain = replace(chain_of(OwnKernel()), forward=SimpleNamespace(kernel=type("Own", (OwnKernel,), {law: hidden})()))
+    with pytest.raises(ValueError, match=rf"`kernel.{law}` .* declares the sites \['keep'\]"):
+        list(kernel_checks(chain))
 
 
 @pytest.mark.parametrize("slip", [BetaLate, None])
@@ -189,6 +219,24 @@ def test_the_rate_of_a_binomial_kernel(rate, status):
         assert "rate of pi is 0.5 and the mean of the data 0.2" in report["data's moments"].words
         # E log pi(x0) and so on are -20 log 2 whatever the data, so K itself is not off.
         assert report["K"].status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("probs", "status", "words"),
+    [
+        ((0.8, 0.2), "passed", "0.8 in pi"),
+        ((0.5, 0.5), "failed", "State 0 has a frequency of 0.8 in the data and 0.5 in pi"),
+        ((0.0, 0.0, 1.0), "note", "absorbing"),
+    ],
+)
+def test_the_frequencies_of_a_categorical_kernel(probs, status, words):
+    kernel = dpm.CategoricalKernel(dpm.schedules.constant_fraction(5), (20,), probs)
+    law = dpm.Heartbeat()
+    x0 = law.sample(jax.random.key(0), (8,))
+    chain = chain_of(kernel, x0)
+    report = found(data(SimpleNamespace(x0=x0, data=law, key=jax.random.key(1)), chain))
+    assert report["data's moments"].status == status, report
+    assert words in report["data's moments"].words, report
 
 
 # Programs. Data N(MEAN, COV), whose reverse is known; then one slip of guide or model each.
@@ -228,6 +276,21 @@ def test_time_reversed_in_the_reverse_step():
 
         report = found(reverse(chain_of(kernel, reverse=reverse_step)))
         assert report["reverse time"].status == status, report
+
+
+@pytest.mark.parametrize(("power", "status"), [(2, "failed"), (1, "passed")])
+@pytest.mark.parametrize("law", ["step", "posterior"])
+def test_a_variance_for_a_standard_deviation_in_the_reverse_step(law, power, status):
+    """As wide as `step`, or as `posterior`: what a network that starts near zero is added to."""
+    kernel = OwnKernel()
+
+    def reverse_step(x, t):
+        exact = (kernel.step(x, t) if law == "step" else kernel.posterior(x, x, t)).base_dist
+        return dist.Normal(exact.loc, (exact.scale * jnp.array([1.02, 0.95])) ** power).to_event(1)
+
+    finding = scale(chain_of(kernel, reverse=reverse_step))
+    assert finding.status == status, finding
+    assert (DEVIATION in finding.words) == (status == "failed")
 
 
 def by_hand(*, up=lambda t: t, entropy=True, prior=True, scale=T - 1, reconstruction=True):
@@ -328,6 +391,40 @@ def test_time_reversed_in_sites_of_their_own():
     assert of_chains(site_by_site(turned=False))["order of the sites"].status == "passed"
 
 
+@pytest.mark.parametrize(("turned", "status"), [(True, "failed"), (False, "passed")])
+def test_time_reversed_in_numpyros_scan(turned, status):
+    """A scan stacks its states in the order in which it makes them, from x^T in the model: the guide's have to."""
+    kernel, times = OwnKernel(), jnp.arange(1, T + 1)
+
+    def declared(x, law):
+        return numpyro.sample("z", dist.Normal(law.base_dist.loc, law.base_dist.scale * jnp.ones_like(x)).to_event(2))
+
+    def guide(x0):
+        def forward(x, t):
+            x = declared(x, kernel.step(x, t))
+            return x, None
+
+        def from_the_end(x, t):  # the marginals alone, x^T first
+            return declared(x, kernel.marginal(x0, t)), None
+
+        scan(forward if turned else from_the_end, x0, times if turned else times[::-1])
+
+    def model(x0=None, size=1):
+        numpyro.param("a", 0.5)
+
+        def back(x, t):
+            x = declared(x, kernel.step(x, jnp.minimum(t + 1, T)))
+            return x, None
+
+        x, _ = scan(back, jnp.zeros((size if x0 is None else len(x0), 2)), times[::-1])
+        return numpyro.sample("x", dist.Normal(x, 0.3).to_event(2), obs=x0)
+
+    report = of_chains(program(None, guide=guide, model=model))
+    assert report["order of the sites"].status == status, report
+    if turned:
+        assert "x^0 correlates with z[0] and z[-1]" in report["order of the sites"].words
+
+
 def frozen(name):
     """The oracle with a stop_gradient on one parameter."""
 
@@ -413,6 +510,7 @@ def test_bits_oracle_without_closed_forms_is_skipped_with_reasons():
         "first marginal",
         "composition",
         "posterior",
+        "reverse scale",
         "reverse time",
     }
     assert report.passed, report
