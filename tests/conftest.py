@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import numpyro
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # Most tests compile for seconds and run for milliseconds: without XLA's optimisations they are ready in half the time.
 # For those that run for long there is `tests.compiling.optimised`. The variable is for what tests start.
@@ -35,3 +36,16 @@ def _own_draws(request):
     if isinstance(generator, np.random.Generator):
         seed = zlib.crc32(request.node.name.encode())
         generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """For a module that compiles the same program time and again: its executables are kept in files meanwhile."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.2), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -15,11 +15,12 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from numpyro.infer import RenyiELBO, Trace_ELBO
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import NonFiniteLossError, bound, checkpoints, fit, load_params, read_run, session
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 KEY = jax.random.key(3)
 BETA = np.array([0.05, 0.3, 0.5, 0.8])
@@ -76,19 +77,6 @@ def best_affine(mean, variance):
 def identical(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_once(tmp_path_factory):
-    """Most fits here are of one program: they share their executable."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.5), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

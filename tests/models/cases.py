@@ -2,6 +2,7 @@
 
 import math
 import pkgutil
+from contextlib import nullcontext
 from functools import cached_property
 
 import jax
@@ -15,6 +16,7 @@ import dpm_ppl as dpm
 from dpm_ppl import metrics, models, programs
 from dpm_ppl.commands.no_chain import has_likelihood
 from dpm_ppl.inference import fit, importance_weights, log_likelihood
+from tests.compiling import optimised
 
 PROGRAMS = [module.name for module in pkgutil.iter_modules(models.__path__)]
 
@@ -74,10 +76,11 @@ class Case:
         """A fit in small batches; where their loss is too noisy to see a gain, the beginning of the recipe's own."""
         x0 = self.data(40, seed=3)
         small = {"num_iterations": 250, "batch_size": 64, "learning_rate": 3e-3}
-        for options in (small, {"num_iterations": 1000}):
+        for options, compiled in ((small, nullcontext()), ({"num_iterations": 1000}, optimised())):
             options = {**self.options, "ema_decay": 0.98, "progress": False, **options}
             key = jax.random.key(0)
-            params = fit(self.program.model, self.program.guide, self.source, key=key, **options).params
+            with compiled:
+                params = fit(self.program.model, self.program.guide, self.source, key=key, **options).params
             if not has_likelihood(self.program, x0):
                 return params, None
             before, after = (self.log_weights(of, x0, 2).mean(0) for of in (self.start, params))

@@ -15,10 +15,14 @@ from dpm_ppl import schedules
 from dpm_ppl.commands.no_chain import has_likelihood
 from dpm_ppl.inference import bound, fit, sandwich
 from dpm_ppl.inference.likelihood import log_mean_exp
+from tests.compiling import optimised
 from tests.models.cases import flat, mean_and_error
 
 # Where a chain is a latent's prior, guide and model reach x^0 from opposite ends, and no KL is taken of it.
-pytestmark = pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning"),
+    pytest.mark.usefixtures("compile_once"),
+]
 
 
 def test_fit_raises_the_bound(scored):
@@ -74,6 +78,7 @@ def density(source, x0):
         return None
 
 
+@optimised()
 def test_learned_schedule_beats_the_same_schedule_kept_fixed(monkeypatch):
     program = importlib.import_module("dpm_ppl.models.swiss_roll_2015")
     learned = schedules.learned
@@ -107,7 +112,7 @@ def test_learned_schedule_beats_the_same_schedule_kept_fixed(monkeypatch):
             beta[name] = np.asarray(program.diffusion().kernel.beta)
     gain = np.asarray(elbo["learned"] - elbo["fixed"])
     assert gain.mean() > 5 * gain.std() / np.sqrt(len(gain))
-    np.testing.assert_array_equal(beta["fixed"], start)
+    np.testing.assert_allclose(beta["fixed"], start, rtol=1e-14)  # two programs may round it differently
     assert beta["learned"][0] == start[0]
     assert np.abs(np.log(beta["learned"][1:] / start[1:])).max() > 0.1
     assert jnp.all((beta["learned"] > 0) & (beta["learned"] < 1))
