@@ -37,7 +37,6 @@ class Subject:
         data: A distribution or an array.
         x0: Data, shape (num_data, *event).
         params: Parameters, moved a little.
-        initial: Parameters as the program starts them.
         looped: Parameters declared inside a traced body, such as that of a scan.
         statements: Every chain statement, those of the guide first.
         sites: Sites of guide and of model, plainly run on shapes alone, by name.
@@ -52,7 +51,6 @@ class Subject:
     data: Any
     x0: Array
     params: dict[str, Any]
-    initial: dict[str, Any]
     looped: frozenset[str]
     statements: tuple[Statement, ...]
     sites: Sites
@@ -129,7 +127,6 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
     longest = _longest(run, data, params or {})
     x0 = draw(data, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
     _, sites, _, _ = run(x0, params or {})
-    initial = {name: site["value"] for name, site in sites.items()}
     values = _moved(sites, seed=seed) if params is None else dict(params)
     statements, _, looped, scans = run(x0, values)
     return Subject(
@@ -139,8 +136,7 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
         recipe=getattr(program, "recipe", {}),
         data=data,
         x0=x0,
-        params={name: values[name] for name in initial},
-        initial=initial,
+        params={name: values[name] for name in sites},
         looped=frozenset(looped),
         statements=tuple(statements),
         sites=plain_sites(program.model, program.guide, x0, values),

@@ -76,10 +76,10 @@ class Case:
         """A fit in small batches; where their loss is too noisy to see a gain, the beginning of the recipe's own."""
         x0 = self.data(40, seed=3)
         small = {"num_iterations": 250, "batch_size": 64, "learning_rate": 3e-3}
-        for options, compiled in ((small, nullcontext()), ({"num_iterations": 1000}, optimised())):
-            options = {**self.options, "ema_decay": 0.98, "progress": False, **options}
-            key = jax.random.key(0)
-            with compiled:
+        for options in (small, {"num_iterations": 300}, {"num_iterations": 1000}):
+            with nullcontext() if options is small else optimised():
+                options = {**self.options, "ema_decay": 0.98, "progress": False, **options}
+                key = jax.random.key(0)
                 params = fit(self.program.model, self.program.guide, self.source, key=key, **options).params
             if not has_likelihood(self.program, x0):
                 return params, None
@@ -93,12 +93,27 @@ class Case:
     def generate(self):
         """Samples of the whole program, a function of its parameters."""
         program, size = self.program.model, self.num_samples
-        return jax.jit(lambda params: handlers.seed(handlers.substitute(program, data=params), 5)(size=size))
+        compiled = jax.jit(lambda params: handlers.seed(handlers.substitute(program, data=params), 5)(size=size))
+
+        def generate(params):
+            with self.compiling():
+                return compiled(params)
+
+        return generate
 
     @cached_property
     def num_samples(self):
         """Fewer where a chain is long: they take time in proportion to it."""
-        return 200 if any(diffusion.num_steps > 100 for diffusion, _ in self.chains) else 1000
+        return 200 if self.is_long else 1000
+
+    @cached_property
+    def is_long(self):
+        """Whether a chain is long, so that what runs along it takes longer than compiling it."""
+        return any(diffusion.num_steps > 100 for diffusion, _ in self.chains)
+
+    def compiling(self):
+        """How to compile what runs along whole chains."""
+        return optimised() if self.is_long else nullcontext()
 
     @cached_property
     def chains(self):
@@ -122,9 +137,10 @@ class Case:
     def log_weights(self, params, x0, num_particles):
         """Log importance weights, shape (num_particles, num_data)."""
         given = {"params": params, "key": jax.random.key(6), "num_particles": num_particles, "progress": False}
-        if self.program.diffusion is not None:
-            return log_likelihood(self.program.diffusion, x0, **given).log_weight
-        return importance_weights(self.program.model, self.program.guide, x0, **given)
+        with self.compiling():
+            if self.program.diffusion is not None:
+                return log_likelihood(self.program.diffusion, x0, **given).log_weight
+            return importance_weights(self.program.model, self.program.guide, x0, **given)
 
     @cached_property
     def _declared(self):
