@@ -11,7 +11,9 @@ from numpyro.contrib.module import eqx_module
 
 import dpm_ppl as dpm
 
-recipe = {"num_iterations": 20_000, "batch_size": 256, "optimizer": optax.adam(5e-4, b1=0.5)}
+NUM_ITERATIONS = 12_000
+RATE = optax.cosine_decay_schedule(5e-4, NUM_ITERATIONS)  # to 0, so that the two come to rest
+recipe = {"num_iterations": NUM_ITERATIONS, "batch_size": 256, "optimizer": optax.adam(RATE, b1=0.5)}
 
 
 def data() -> dist.Distribution:
