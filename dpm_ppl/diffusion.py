@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from dpm_ppl.kernels import Kernel, is_concrete
+from dpm_ppl.kernels.kernel import Kernel, is_concrete
 
 Reverse = Callable[[Array, Array], dist.Distribution]
 Decode = Callable[[Array], dist.Distribution]
@@ -56,17 +56,17 @@ class Diffusion:
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
         state = _state(self.kernel)
-        _check_laws(self.kernel, state, "step")
+        _require_laws(self.kernel, state, "step")
         if self.decode is None:
             object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, 1))
             object.__setattr__(self, "has_fixed_last_step", True)
         elif callable(self.decode):
-            _check_step(self.kernel, state, lambda x, t: self.decode(x), "decode")
+            _require_step(self.kernel, state, lambda x, t: self.decode(x), "decode")
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(self, name)).__name__}.")
         if self.num_steps > 1:
-            _check_step(self.kernel, state, self.reverse, "reverse")
+            _require_step(self.kernel, state, self.reverse, "reverse")
 
     @property
     def num_steps(self) -> int:
@@ -82,7 +82,7 @@ class Diffusion:
 _BATCH = (3, 2)  # of states that steps are tried on
 
 
-def check_laws(kernel: Kernel, *names: str) -> None:
+def require_laws(kernel: Kernel, *names: str) -> None:
     """Refuses a kernel one of whose laws declares sites: bounds and chains would take their initial values for ever.
 
     Args:
@@ -92,10 +92,10 @@ def check_laws(kernel: Kernel, *names: str) -> None:
     Raises:
         ValueError: a law declares sites.
     """
-    _check_laws(kernel, _state(kernel), *names)
+    _require_laws(kernel, _state(kernel), *names)
 
 
-def _check_laws(kernel: Kernel, state: Any, *names: str) -> None:
+def _require_laws(kernel: Kernel, state: Any, *names: str) -> None:
     t = jax.ShapeDtypeStruct(_BATCH[-1:], jnp.int32)
     for name in names:
         if hasattr(kernel, name):
@@ -127,7 +127,7 @@ def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
     return result
 
 
-def _check_step(kernel: Kernel, state: Any, step: Reverse, name: str) -> None:
+def _require_step(kernel: Kernel, state: Any, step: Reverse, name: str) -> None:
     """Runs a reverse step on shapes alone, for one batch of two dimensions, and says what is wrong with its result."""
     batch, stationary = _BATCH, kernel.stationary()
     result = _returned(step, state, jax.ShapeDtypeStruct(batch[-1:], jnp.int32), name=name)
@@ -165,7 +165,7 @@ def _coordinate(support: Any) -> Any:
     return support
 
 
-def check_data(kernel: Kernel, x0: ArrayLike) -> Array:
+def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
     """Data as an array that a kernel can diffuse, or a clear error; values are checked where they are known.
 
     Args:

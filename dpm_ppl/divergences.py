@@ -24,7 +24,7 @@ from multipledispatch.dispatcher import MDNotImplementedError  # which NumPyro d
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.distributions.kl import kl_divergence
 
-from dpm_ppl.normal import solve_lower
+from dpm_ppl.distributions import solve_lower
 
 _BERNOULLI = (dist.BernoulliProbs, dist.BernoulliLogits)
 _CATEGORICAL = (dist.CategoricalProbs, dist.CategoricalLogits)

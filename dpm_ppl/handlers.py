@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.kernels import Kernel, has_closed_forms
+from dpm_ppl.kernels.kernel import Kernel, has_closed_forms
 from dpm_ppl.statements import datum, decode_first
 
 Weight = Callable[[Any, Array], Array]

@@ -12,9 +12,11 @@ from jax import Array
 from jax.nn import log_sigmoid
 from jax.scipy.special import logit
 
-from dpm_ppl.categorical import CategoricalKernel
-from dpm_ppl.kernels import BernoulliKernel, GaussianKernel, is_concrete
-from dpm_ppl.normal import FullNormal
+from dpm_ppl.distributions import FullNormal
+from dpm_ppl.kernels.bernoulli import BernoulliKernel
+from dpm_ppl.kernels.categorical import CategoricalKernel
+from dpm_ppl.kernels.gaussian import GaussianKernel
+from dpm_ppl.kernels.kernel import is_concrete
 
 
 def residual_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, variance: Array) -> dist.Distribution:

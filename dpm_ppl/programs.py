@@ -1,29 +1,24 @@
-"""Programs by name or by file: what the command line calls MODEL.
+"""A program: what its file declares, read quietly, and its diffusion with parameters put in."""
 
-A program is a Python file with the names `model`, `guide` and `data`; `diffusion`, where it is one chain of its data;
-and, if it likes, a training `recipe`. Every file of models/ is known by its own name; there is no list to keep.
-"""
-
-import ast
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from jax import Array
+from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import Diffusion
 
 NAMES = ("model", "guide", "data")
-_MODELS = "dpm_ppl.models"
 
 
 @dataclass(frozen=True)
@@ -52,89 +47,8 @@ class Program:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
-def known() -> dict[str, str]:
-    """The programs of models/: their names, sorted, each with its summary; none is imported."""
-    return {name: _summary(path) for name, path in _files().items()}
-
-
-def load(name_or_path: str | Path) -> Program:
-    """Loads a program.
-
-    Args:
-        name_or_path: A name in models/, or a path to a file of one's own, told apart by its `.py`.
-
-    Returns:
-        The program. Its data are not made yet: `program.data()` makes them.
-
-    Raises:
-        FileNotFoundError: the path leads to no file.
-        ImportError: the file fails when it is run.
-        TypeError: a name in the file is of the wrong kind.
-        ValueError: no such name in models/, or the file lacks some of the names.
-    """
-    files = _files()
-    if str(name_or_path) in files:
-        name, path = str(name_or_path), files[str(name_or_path)]
-        module = _run(path, lambda: importlib.import_module(f"{_MODELS}.{name}"))
-    else:
-        path = _user_file(Path(name_or_path), files)
-        name, module = str(path), _run(path, lambda: _import_file(path))
-    return _program(name, path, module)
-
-
-def _files() -> dict[str, Path]:
-    spec = importlib.util.find_spec(_MODELS)
-    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"}
-
-
-def _summary(path: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
-    return docstring.splitlines()[0]
-
-
-def _user_file(path: Path, files: Mapping[str, Path]) -> Path:
-    if path.suffix != ".py":
-        close = get_close_matches(str(path), files, n=1)
-        if not close and path.with_name(f"{path.name}.py").is_file():
-            close = [f"{path}.py"]
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(
-            f"Expected the name of a model or a path to a .py file; got {str(path)!r}.{hint} "
-            f"Known models: {', '.join(files)}."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file with a program; there is none at {path.absolute()}.")
-    return path.resolve()
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Runs a file as a module, with the files beside it importable, as `python file.py` would have them."""
-    name = f"dpm_ppl_program_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no loader for {path}")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last: a file beside a program must not hide a library
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _run(path: Path, load: Callable[[], ModuleType]) -> ModuleType:
-    try:
-        return load()
-    except (Exception, SystemExit) as error:
-        steps, at = error.__traceback__, ""
-        while steps is not None:
-            if steps.tb_frame.f_code.co_filename == str(path):
-                at = f", line {steps.tb_lineno}"
-            steps = steps.tb_next
-        raise ImportError(f"Expected {path} to import; it fails{at}: {type(error).__name__}: {error}") from error
-
-
-def _program(name: str, path: Path, module: ModuleType) -> Program:
+def program_of(name: str, path: Path, module: ModuleType) -> Program:
+    """What a module declares, as a program of that name in that file; TypeError or ValueError where it is none."""
     missing = [part for part in NAMES if not hasattr(module, part)]
     if missing:
         raise ValueError(
@@ -180,3 +94,203 @@ def _data(data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:
             f"function that returns one; got {type(data).__name__}."
         )
     return data
+
+
+def instantiate(diffusion: Callable[[], Diffusion], params: Mapping[str, Any]) -> Diffusion:
+    """Runs a program's definition with its parameters put in.
+
+    Works inside `jax.jit` with traced parameters; no message reaches the handlers around it.
+
+    Args:
+        diffusion: The definition: declares parameters and modules, and returns a `dpm_ppl.Diffusion`.
+        params: Value of each parameter by name, as `SVI.get_params` gives them; other names are ignored.
+
+    Returns:
+        The diffusion with these parameters.
+
+    Raises:
+        TypeError: `diffusion` is no function, or returns something else; `params` is no mapping.
+        ValueError: a parameter is missing or of another structure or shape, or the definition samples a latent that has
+            no value.
+    """
+    if not callable(diffusion):
+        raise TypeError(
+            f"Expected `diffusion` to be the function that declares parameters and returns a dpm_ppl.Diffusion; "
+            f"got {type(diffusion).__name__}."
+        )
+    if not isinstance(params, Mapping):
+        raise TypeError(f"Expected `params` to be a dictionary of parameters by name; got {type(params).__name__}.")
+    require_params(_declared(diffusion), params)
+    with handlers.block(), handlers.seed(rng_seed=0), handlers.substitute(data=dict(params)):
+        return _checked(diffusion())
+
+
+def _declared(diffusion: Callable[[], Diffusion]) -> dict[str, tuple[str, Any]]:
+    """Kind and abstract value of every parameter and latent that a definition declares, by name."""
+    kinds: dict[str, str] = {}
+
+    def run() -> dict[str, Any]:
+        with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
+            _checked(diffusion())
+        sites = {name: site for name, site in trace.items() if site["type"] in ("param", "sample")}
+        kinds.update({name: site["type"] for name, site in sites.items() if not site.get("is_observed")})
+        return {name: site["value"] for name, site in sites.items()}
+
+    declared = jax.eval_shape(run)
+    return {name: (kind, declared[name]) for name, kind in kinds.items()}
+
+
+def _checked(result: Any) -> Diffusion:
+    if not isinstance(result, Diffusion):
+        raise TypeError(f"Expected `diffusion` to return a dpm_ppl.Diffusion; got {type(result).__name__}.")
+    return result
+
+
+def require_params(declared: dict[str, tuple[str, Any]], params: Mapping[str, Any]) -> None:
+    """Checks that parameters are those that a program declares, by name and shape.
+
+    Args:
+        declared: For every site that needs a value its kind, "param" or "sample", and a value of its shape.
+        params: Values by name; others may be among them.
+
+    Raises:
+        ValueError: one is missing, or of another shape; it is named.
+    """
+    missing = [name for name in declared if name not in params]
+    if any(declared[name][0] == "sample" for name in missing):
+        latents = [name for name in missing if declared[name][0] == "sample"]
+        raise ValueError(
+            f"Expected values for the latent variables that `diffusion` samples; got none for {', '.join(latents)}. "
+            "Give each in `params`, for instance its posterior mean."
+        )
+    if missing:
+        raise ValueError(
+            f"Expected a value for every parameter of the model; got none for {', '.join(missing)}. "
+            f"`params` holds {', '.join(map(str, params)) or 'nothing'}: is it of another model?"
+        )
+    for name, (_, expected) in declared.items():
+        shapes, came = _shapes(expected), _shapes(params[name])
+        for part in [*shapes, *(part for part in came if part not in shapes)]:
+            if shapes.get(part) != came.get(part):
+                where = f"{name!r} at {part}" if part else repr(name)
+                raise ValueError(
+                    f"Expected parameter {where} of shape {shapes.get(part, 'none there')}; "
+                    f"got {came.get(part, 'none there')}. Are these the parameters of another model?"
+                )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each array in a parameter, by its path within: static fields may hold a new function each time."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
+
+
+Sites = dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A chain as a program declares it.
+
+    Args:
+        where: "guide", "model", or "diffusion()".
+        name: Name of the chain.
+        diffusion: Its diffusion, with parameters in place.
+        x0: Data it starts from or observes, shape (*batch, *event); None where it generates.
+    """
+
+    where: str
+    name: str
+    diffusion: Diffusion
+    x0: Array | None
+
+
+@dataclass(eq=False)
+class _Reader(Messenger):
+    """Reads chain statements instead of running them, and notes where parameters are declared."""
+
+    where: str
+    statements: list[Statement] = field(default_factory=list)
+    params: dict[str, Any] = field(default_factory=dict)
+    looped: set[str] = field(default_factory=set)
+    scans: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] in ("forward_chain", "reverse_chain"):
+            name, diffusion, x0 = msg["args"]
+            self.statements.append(Statement(self.where, name, diffusion, x0))
+            msg["fn"] = _unread if msg["type"] == "forward_chain" else _stand_in
+        elif msg["type"] == "param" and isinstance(jnp.zeros(()) + 0, jax.core.Tracer):
+            self.looped.add(msg["name"])
+        elif msg["type"] == "control_flow":
+            self.scans = True
+
+
+def _unread(name: str, diffusion: Diffusion, x0: Array) -> None:
+    return None
+
+
+def _stand_in(name: str, diffusion: Diffusion, obs: Array | None) -> Array:
+    """A datum of the right shape where the reverse chain would generate one."""
+    return numpyro.sample(name, diffusion.kernel.stationary(), obs=obs)
+
+
+def read(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    definition: Callable[[], Diffusion] | None,
+    x0: Array,
+    params: Mapping[str, Any],
+) -> tuple[list[Statement], dict[str, Any], set[str], bool]:
+    """Runs a program under the reader.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        definition: `diffusion()`, or None.
+        x0: Data.
+        params: Parameters to put in; those not among them start as the program says.
+
+    Returns:
+        The chain statements; every parameter site by name; which were declared in a traced body; whether NumPyro's scan
+        is used.
+    """
+    statements: list[Statement] = []
+    sites: dict[str, Any] = {}
+    looped: set[str] = set()
+    scans = False
+    drawn: dict[str, Any] = {}
+    runs: list[tuple[str, Callable[[], Any]]] = [("guide", lambda: guide(x0)), ("model", lambda: model(x0))]
+    if definition is not None:
+        runs.append(("diffusion()", definition))
+    for i, (where, run) in enumerate(runs):
+        values = {**params, **{name: site["value"] for name, site in sites.items()}}
+        reader = _Reader(where)
+        with handlers.block(), handlers.trace() as trace, reader:
+            # The same names mean the same values, as in SVI.
+            with handlers.substitute(data=values), handlers.seed(rng_seed=i), handlers.replay(trace=drawn):
+                result = run()
+        if where == "guide":
+            drawn = {name: site for name, site in trace.items() if site["type"] == "sample"}
+        if where == "diffusion()":
+            reader.statements.append(Statement(where, where, result, None))
+        statements += reader.statements
+        sites |= {name: site for name, site in trace.items() if site["type"] == "param" and name not in sites}
+        looped, scans = looped | reader.looped, scans or reader.scans
+    return statements, sites, looped, scans
+
+
+def plain_sites(model: Callable[..., Any], guide: Callable[..., Any], x0: Array, params: Mapping[str, Any]) -> Sites:
+    """Sites of the plain guide and model by name, run on shapes alone; what they hold is known, but no values."""
+    sites: Sites = {}
+
+    def run(key: Array) -> None:
+        with handlers.block(), handlers.substitute(data=dict(params)), handlers.seed(rng_seed=key):
+            sites["guide"] = dict(handlers.trace(guide).get_trace(x0))
+            sites["model"] = dict(handlers.trace(handlers.replay(model, trace=sites["guide"])).get_trace(x0))
+
+    jax.eval_shape(run, jax.random.key(0))
+    return sites

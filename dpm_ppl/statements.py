@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import apply_stack
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
-from dpm_ppl.diffusion import Diffusion, check_data
+from dpm_ppl.diffusion import Diffusion, require_data
 
 
 def forward_chain(name: str, diffusion: Diffusion, x0: ArrayLike) -> None:
@@ -28,12 +28,12 @@ def forward_chain(name: str, diffusion: Diffusion, x0: ArrayLike) -> None:
         x0: Data, shape (*batch, *event), batch being the shape of the plates around the statement.
 
     Raises:
-        TypeError, ValueError: x0 is no data that the kernel can diffuse (see `dpm_ppl.diffusion.check_data`).
+        TypeError, ValueError: x0 is no data that the kernel can diffuse (see `dpm_ppl.diffusion.require_data`).
 
     Source: Sohl-Dickstein et al. 2015, eq. 3.
     """
     _check(name, diffusion)
-    _apply("forward_chain", forward_sites, name, diffusion, check_data(diffusion.kernel, x0))
+    _apply("forward_chain", forward_sites, name, diffusion, require_data(diffusion.kernel, x0))
 
 
 def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None) -> Array:
@@ -48,13 +48,13 @@ def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None)
         x^0, shape (*batch, *event).
 
     Raises:
-        TypeError, ValueError: obs is no data that the kernel can diffuse (see `dpm_ppl.diffusion.check_data`).
+        TypeError, ValueError: obs is no data that the kernel can diffuse (see `dpm_ppl.diffusion.require_data`).
 
     Source: Sohl-Dickstein et al. 2015, eqs. 4 to 6.
     """
     _check(name, diffusion)
     if obs is not None:
-        obs = check_data(diffusion.kernel, obs)
+        obs = require_data(diffusion.kernel, obs)
     x0: Array = _apply("reverse_chain", reverse_sites, name, diffusion, obs)
     return x0
 

@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
+from dpm_ppl import inference
 from dpm_ppl.commands.errors import clear_errors
+from dpm_ppl.commands.find import load
 
 
 def check(
@@ -13,11 +15,8 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
     """Check a program for the mistakes that fit happily and are wrong; exit status 1 if one is found."""
-    from dpm_ppl import programs
-    from dpm_ppl.inference import check as run
-
     with clear_errors():
-        report = run(programs.load(model), seed=seed)
+        report = inference.check(load(model), seed=seed)
         typer.echo(report)
         if not report.passed:
             raise typer.Exit(1)

@@ -3,14 +3,13 @@
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
+from dpm_ppl.commands.find import known
 
 
 def models() -> None:
     """List the programs that come with the package."""
-    from dpm_ppl import programs
-
     with clear_errors():
-        summaries = programs.known()
+        summaries = known()
         width = max(map(len, summaries), default=0)
         for name, summary in summaries.items():
             typer.echo(f"{name:<{width}}  {summary}")

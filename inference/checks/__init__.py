@@ -1,5 +1,11 @@
-"""What can be known of a program before it is fitted: `check` finds the mistakes that give silent garbage."""
+"""What can be known of a program before it is fitted: `check` finds the mistakes that give silent garbage.
 
-from dpm_ppl.inference.checks.check import check as check
+`checklist.check` is where to start: it makes a program into a `subject` (data, parameters, the chains it declares) and
+runs the checks on it, each of which yields findings of a `report`: `agreement` of guide and model, the kernel's `laws`,
+the `reverse` steps, `data`, `gradients`, `bounds` (by the program's own `losses`) and `precision`. `statistics` decides
+what is a difference.
+"""
+
+from dpm_ppl.inference.checks.checklist import check as check
 from dpm_ppl.inference.checks.report import Finding as Finding
 from dpm_ppl.inference.checks.report import Report as Report

@@ -9,13 +9,13 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
+from dpm_ppl.data import draw
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.inference.checks.chain import Chain, agree
-from dpm_ppl.inference.checks.difference import Difference
-from dpm_ppl.inference.checks.kernel import chosen
-from dpm_ppl.inference.checks.reading import Statement
+from dpm_ppl.inference.checks.laws import chosen
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
-from dpm_ppl.inference.checks.subject import Subject, draw
+from dpm_ppl.inference.checks.statistics import Difference
+from dpm_ppl.inference.checks.subject import Chain, Subject, agree
+from dpm_ppl.programs import Statement
 
 ORDERED = 0.25  # difference of correlations, below which none is seen
 

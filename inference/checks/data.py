@@ -10,17 +10,21 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from dpm_ppl.diffusion import check_data
-from dpm_ppl.inference.checks.chain import Chain
-from dpm_ppl.inference.checks.kernel import STANDARD_ERRORS
+from dpm_ppl.data import draw
+from dpm_ppl.diffusion import require_data
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
-from dpm_ppl.inference.checks.subject import Subject, draw
-from dpm_ppl.inference.entropy import entropy
+from dpm_ppl.inference.checks.statistics import STANDARD_ERRORS
+from dpm_ppl.inference.checks.subject import Chain, Subject
+from dpm_ppl.inference.likelihoods.entropy import entropy
 
 _NUM_DATA = 4000
+
 FAR_RATE = 0.1  # of the data's mean from a Bernoulli kernel's rate
+
 WIDE, GROSS = 4.0, 100.0  # ratio of second moments, or its inverse, to note, and that is a slip of scaling
+
 SMALL = 0.01  # nats per datum
+
 _NEVER = 1e-9  # probability
 
 
@@ -39,7 +43,7 @@ def data(subject: Subject, chain: Chain) -> Iterator[Finding]:
 
 def _support(chain: Chain, x0: Array) -> Finding:
     try:
-        check_data(chain.kernel, x0)
+        require_data(chain.kernel, x0)
     except (TypeError, ValueError) as error:
         return failed("data", str(error))
     flat = np.asarray(x0).reshape(len(x0), -1)

@@ -13,6 +13,7 @@ from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipp
 from dpm_ppl.inference.checks.subject import Subject, perturbed
 
 _KEYS = 4
+
 _PUSH = 0.3  # standard deviation of what a parameter is moved by, to see whether its value counts
 
 

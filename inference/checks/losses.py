@@ -1,9 +1,7 @@
 """A program's own loss, as SVI sees it."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,52 +11,12 @@ from jax import Array
 from numpyro.infer import TraceMeanField_ELBO
 
 from dpm_ppl.handlers import subsample_steps
+from dpm_ppl.inference.checks.statistics import Estimate
 from dpm_ppl.inference.checks.subject import Subject
 
 _BLOCK, _MOST, _SECONDS = 30, 400, 2.0  # evaluations, those at a time first, and what to spend on them
+
 _LONGER = 10.0  # seconds, where a smaller error is asked for
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean of draws.
-
-    Args:
-        mean: The mean, in nats per datum.
-        error: Its standard error.
-        deviation: Standard deviation of one draw.
-        num: Number of draws; infinite where the error is known.
-    """
-
-    mean: float
-    error: float = 0.0
-    deviation: float = 0.0
-    num: float = math.inf
-
-    @classmethod
-    def of(cls, values: Any) -> "Estimate":
-        """That of independent draws."""
-        values = np.asarray(values, np.float64)
-        deviation = float(values.std(ddof=1))
-        return cls(float(values.mean()), deviation / np.sqrt(len(values)), deviation, len(values))
-
-    def excess(self, other: "Estimate") -> float:
-        """Standard errors by which it exceeds another; differences that rounding explains count as none.
-
-        Few draws know their error badly: Student's t is turned into the normal score of the same probability.
-
-        Source: Wallace 1959, Ann. Math. Statist. 30, 1124.
-        """
-        rounding = 1e-9 * (1 + abs(self.mean) + abs(other.mean))
-        score = (self.mean - other.mean) / max(float(np.hypot(self.error, other.error)), rounding)
-        free = min(self.num, other.num) - 1
-        if math.isinf(free):
-            return score
-        return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(free * math.log1p(score**2 / free)), score)
-
-    def score(self, other: "Estimate") -> float:
-        """Distance from another in standard errors."""
-        return abs(self.excess(other))
 
 
 def loss(subject: Subject, *, sampled: bool) -> Callable[[Mapping[str, Any], Array], Array]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from dpm_ppl import programs
+from dpm_ppl.commands import find
 
 SECONDS = 60  # what a check may take on two quiet cores
 
@@ -25,7 +25,7 @@ def main() -> int:
     print(describe(), f"load {os.getloadavg()[0]:.1f}")
     print(f"{'program':<18}{'wall s':>8}{'CPU s':>8}{'passed':>8}{'noted':>8}{'skipped':>8}{'failed':>8}")
     remarks, num_bad = [], 0
-    for name in sys.argv[1:] or programs.known():
+    for name in sys.argv[1:] or find.known():
         began, before = time.monotonic(), os.times()
         done = subprocess.run([sys.executable, "-m", "dpm_ppl", "check", name], capture_output=True, text=True)
         after, wall = os.times(), time.monotonic() - began

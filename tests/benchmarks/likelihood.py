@@ -19,8 +19,8 @@ from numpyro.contrib.module import eqx_module
 import dpm_ppl as dpm
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.inference import log_likelihood
-from dpm_ppl.inference.instantiate import instantiate
-from dpm_ppl.inference.weights import forward_weights
+from dpm_ppl.inference.likelihoods.weights import forward_weights
+from dpm_ppl.programs import instantiate
 
 NUM_DATA = 256
 

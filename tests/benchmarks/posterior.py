@@ -22,7 +22,7 @@ from numpyro.contrib.module import eqx_module
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import smc
-from dpm_ppl.inference.diagnostics import tail_size
+from dpm_ppl.inference.psis import tail_size
 
 Y, SCALE = jnp.array([0.8, -0.5]), 0.3
 

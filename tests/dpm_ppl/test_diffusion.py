@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.diffusion import check_data, check_laws
+from dpm_ppl.diffusion import require_data, require_laws
 from dpm_ppl.schedules import constant_fraction, linear
 
 GAUSSIAN = dpm.GaussianKernel(linear(4, first=0.2, last=0.9), (2,))
@@ -189,11 +189,11 @@ def test_a_law_of_a_kernel_that_declares_a_parameter(law):
     kernel = type("Own", (dpm.GaussianKernel,), {law: declares})(GAUSSIAN.beta, (2,))
     message = rf"Expected `kernel.{law}` to be a plain function .* declares the sites \['keep'\].*outside it"
     with pytest.raises(ValueError, match=message):
-        check_laws(kernel, "step", "marginal", "posterior")
+        require_laws(kernel, "step", "marginal", "posterior")
     if law == "step":
         with pytest.raises(ValueError, match=message):
             dpm.Diffusion(kernel, shrink)
-    check_laws(GAUSSIAN, "step", "marginal", "posterior")
+    require_laws(GAUSSIAN, "step", "marginal", "posterior")
 
 
 def test_a_reverse_step_is_checked_without_being_run():
@@ -225,7 +225,7 @@ def test_a_reverse_step_is_checked_without_being_run():
     ],
 )
 def test_good_data_pass_as_they_are(kernel, x0):
-    np.testing.assert_array_equal(check_data(kernel, x0), x0)
+    np.testing.assert_array_equal(require_data(kernel, x0), x0)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_good_data_pass_as_they_are(kernel, x0):
 def test_bad_data(kernel, x0, error, message):
     diffusion = dpm.Diffusion(kernel, kernel.step)
     with pytest.raises(error, match=message):
-        check_data(kernel, x0)
+        require_data(kernel, x0)
     with numpyro.handlers.seed(rng_seed=0), pytest.raises(error, match=message):
         dpm.forward_chain("x", diffusion, x0)
     if x0 is not None:
@@ -262,8 +262,10 @@ def test_bad_data(kernel, x0, error, message):
 
 
 def test_under_jit_shapes_are_checked_and_values_pass():
-    np.testing.assert_array_equal(jax.jit(lambda x0: check_data(GAUSSIAN, x0))(np.array([np.nan, 1.0])), [np.nan, 1.0])
+    np.testing.assert_array_equal(
+        jax.jit(lambda x0: require_data(GAUSSIAN, x0))(np.array([np.nan, 1.0])), [np.nan, 1.0]
+    )
     with pytest.raises(ValueError, match=r"event shape \(2,\); got \(3,\)"):
-        jax.jit(lambda x0: check_data(GAUSSIAN, x0))(np.ones(3))
+        jax.jit(lambda x0: require_data(GAUSSIAN, x0))(np.ones(3))
     with pytest.raises(ValueError, match="to be finite"):  # data closed over are known even while a program is traced
-        jax.jit(lambda: check_data(GAUSSIAN, np.array([np.nan, 1.0])))()
+        jax.jit(lambda: require_data(GAUSSIAN, np.array([np.nan, 1.0])))()

@@ -1,179 +1,119 @@
-"""Programs are found by name and by path; what is wrong with a file is said before any work."""
+"""Definitions with their parameters put in."""
 
-import ast
-from pathlib import Path
-
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
+from numpyro.contrib.module import eqx_module
 
 import dpm_ppl as dpm
-from dpm_ppl import programs
+from dpm_ppl.inference import instantiate
+from tests.oracles import GaussianOracle
 
-MODELS = Path(__file__).parents[2] / "models"
-WHOLE = '''"""Nothing but names.
-
-More of it.
-"""
-import numpyro.distributions as dist
-
-diffusion = model = guide = lambda *args: "called"
-data = dist.Normal(0.0, 1.0)
-'''
+ORACLE = GaussianOracle.exact(4)
 
 
-@pytest.fixture
-def written(tmp_path):
-    """Writes a program's file and gives its path."""
+def networked(num_units=3):
+    """A definition whose network draws its first weights from the program's key."""
 
-    def write(text, *, name="mine.py"):
-        path = tmp_path / name
-        path.write_text(text)
-        return path
+    def diffusion():
+        kernel = dpm.GaussianKernel(dpm.schedules.constant_fraction(4), (2,))
+        net = dpm.networks.RBFNetwork(2, 4, num_steps=4, num_units=num_units, key=numpyro.prng_key())
+        net = eqx_module("reverse", net)
 
-    return write
+        def reverse(x, t):
+            mean, variance = jnp.split(net(x, t), 2, -1)
+            return dpm.outputs.residual_normal(kernel, x, t, mean, variance)
 
+        return dpm.Diffusion(kernel, reverse)
 
-def test_known_programs_are_the_files_of_models():
-    expected = {path.stem: path for path in MODELS.glob("*.py") if path.stem != "__init__"}
-    known = programs.known()
-    assert list(known) == sorted(expected)
-    assert {"swiss_roll", "heartbeat", "swiss_roll_2015", "heartbeat_2015"} <= set(known)
-    for name, path in expected.items():
-        assert known[name] == ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
+    return diffusion
 
 
-def test_a_new_file_in_models_is_known_and_loads(written, tmp_path, monkeypatch):
-    from dpm_ppl import models
-
-    written(WHOLE, name="a_new_one.py")
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
-    monkeypatch.setattr(models.__spec__, "submodule_search_locations", models.__path__)
-    assert programs.known()["a_new_one"] == "Nothing but names."
-    assert programs.load("a_new_one").path == tmp_path / "a_new_one.py"
+def parameters(diffusion, seed=1):
+    trace = handlers.trace(handlers.seed(diffusion, seed)).get_trace()
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
-def test_a_name_loads_the_program_of_that_name():
-    program = programs.load("heartbeat_2015")
-    from dpm_ppl.models import heartbeat_2015
-
-    assert program.name == "heartbeat_2015"
-    assert program.summary == programs.known()["heartbeat_2015"]
-    assert [getattr(program, part) for part in ("diffusion", "model", "guide", "recipe")] == [
-        getattr(heartbeat_2015, part) for part in ("diffusion", "model", "guide", "recipe")
-    ]
-    assert isinstance(program.data(), dpm.Heartbeat)
-
-
-def test_a_path_loads_a_file_of_ones_own(written):
-    written("LENGTH = 3\n", name="beside_mine.py")
-    path = written(WHOLE + "from beside_mine import LENGTH\nrecipe = {'num_iterations': LENGTH}\n")
-    program = programs.load(path)
-    assert program.name == str(path)
-    assert program.summary == "Nothing but names."
-    assert program.diffusion() == "called"
-    assert program.recipe == {"num_iterations": 3}
-    assert programs.load(program.name).path == path  # what a run notes of its program loads it again
+def test_the_parameters_are_the_ones_given():
+    params = ORACLE.spoiled().params | {"of something else": "ignored"}
+    built = instantiate(ORACLE.diffusion, params)
+    x = jnp.array([0.3, -1.2])
+    step = built.reverse(x, jnp.array(3))
+    np.testing.assert_allclose(step.loc, params["map"][1] @ x + params["shift"][1], rtol=1e-12)
+    np.testing.assert_allclose(step.scale_tril, params["factor"][1], rtol=1e-12)
+    longer = params | {"beta": params["beta"].at[0].add(1.0)}
+    expected = GaussianOracle(4, longer).schedule()[0]
+    np.testing.assert_allclose(instantiate(ORACLE.diffusion, longer).kernel.beta, expected, rtol=1e-12)
 
 
-def test_a_relative_path_is_made_absolute(written, monkeypatch):
-    path = written(WHOLE)
-    monkeypatch.chdir(path.parent)
-    assert programs.load("mine.py").name == str(path)
+def test_a_network_that_draws_its_weights_gets_those_given():
+    diffusion = networked()
+    params = parameters(diffusion)
+    params = jax.tree.map(lambda p: p + 0.5, params)  # the readout starts at zero, where weights have no effect
+    x, t = jnp.array([[0.3, -1.2]]), jnp.array(2)
+    with handlers.seed(rng_seed=9), handlers.substitute(data=params):
+        expected = diffusion().reverse(x, t)
+    got = instantiate(diffusion, params).reverse(x, t)
+    np.testing.assert_allclose(got.mean, expected.mean, rtol=1e-12)
+    other = instantiate(diffusion, parameters(diffusion, seed=2)).reverse(x, t)
+    assert np.abs(got.mean - other.mean).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("data = dist.Normal(0.0, 1.0)", dist.Normal),
-        ("def data():\n    return dist.Normal(0.0, 1.0)", dist.Normal),
-        ("import numpy as np\ndata = np.ones((4, 2))", np.ndarray),
-        ("data = __import__('jax').numpy.ones", None),
-    ],
-)
-def test_data_are_one_thing_however_they_are_given(written, text, kind):
-    program = programs.load(written(WHOLE + text))
-    if kind is None:  # a function that cannot be called without arguments fails when the data are asked for, not before
-        with pytest.raises(TypeError):
-            program.data()
-    else:
-        assert isinstance(program.data(), kind)
+def test_under_jit_and_grad():
+    def mean(params):
+        return instantiate(ORACLE.diffusion, params).reverse(jnp.ones(2), jnp.array(2)).loc.sum()
+
+    gradient = jax.jit(jax.grad(mean))(ORACLE.params)
+    np.testing.assert_allclose(gradient["shift"], [[1, 1], [0, 0], [0, 0]])
+    np.testing.assert_allclose(gradient["map"][0], np.ones((2, 2)))
 
 
-def test_data_are_not_made_by_loading(written):
-    program = programs.load(written(WHOLE + "def data():\n    raise RuntimeError('a long download')"))
-    with pytest.raises(RuntimeError, match="a long download"):
-        program.data()
+def test_the_program_around_it_notices_nothing():
+    diffusion = networked()
+    params = parameters(diffusion)
+    with handlers.trace() as trace:
+        instantiate(diffusion, params)
+    assert not trace
 
 
-def test_unknown_name_lists_the_known_ones():
+def test_parameters_missing_or_of_another_model():
+    params = ORACLE.params
     with pytest.raises(
-        ValueError, match=rf"got 'swiss_rol'\. Did you mean swiss_roll\? .*{', '.join(programs.known())}\."
+        ValueError, match=r"got none for map, factor. `params` holds beta, shift: is it of another model"
     ):
-        programs.load("swiss_rol")
+        instantiate(ORACLE.diffusion, {"beta": params["beta"], "shift": params["shift"]})
+    with pytest.raises(ValueError, match=r"'shift' of shape \(3, 2\); got \(4, 2\)"):
+        instantiate(ORACLE.diffusion, params | {"shift": jnp.zeros((4, 2))})
+    with pytest.raises(ValueError, match=r"'beta' of shape \(3,\); got \(4,\)"):
+        instantiate(ORACLE.diffusion, GaussianOracle.exact(5).params)
+    with pytest.raises(ValueError, match=r"'reverse\$params' at \.centres of shape \(3, 2\); got \(5, 2\)"):
+        instantiate(networked(), parameters(networked(num_units=5)))
+    with pytest.raises(ValueError, match=r"'reverse\$params' at \.centres of shape \(3, 2\); got none there"):
+        instantiate(networked(), {"reverse$params": dpm.networks.StepMLP(2, 4, num_steps=4, key=jax.random.key(0))})
+    with pytest.raises(TypeError, match="`params` to be a dictionary of parameters by name; got ArrayImpl"):
+        instantiate(ORACLE.diffusion, jnp.ones(3))
 
 
-def test_a_path_without_its_ending_is_recognised(written):
-    path = written(WHOLE)
-    with pytest.raises(ValueError, match=rf"Did you mean {path}\?"):
-        programs.load(path.with_suffix(""))
+def test_what_is_no_definition():
+    with pytest.raises(
+        TypeError, match="function that declares parameters and returns a dpm_ppl.Diffusion; got Diffusion"
+    ):
+        instantiate(instantiate(ORACLE.diffusion, ORACLE.params), {})
+    with pytest.raises(TypeError, match="to return a dpm_ppl.Diffusion; got GaussianKernel"):
+        instantiate(lambda: dpm.GaussianKernel(jnp.array([0.5]), ()), {})
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is none at .*nowhere\.py"):
-        programs.load(tmp_path / "nowhere.py")
+def test_a_latent_needs_a_value():
+    def diffusion():
+        scale = numpyro.sample("scale", dist.LogNormal())
+        kernel = dpm.GaussianKernel(jnp.array([0.3, 0.6]), (2,))
+        return dpm.Diffusion(kernel, lambda x, t: dist.Normal(x, scale).to_event(1))
 
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("\nimport no_such_library", "line 2: ModuleNotFoundError: No module named 'no_such_library'"),
-        ("x = 1\nx = 1 / 0", "line 2: ZeroDivisionError: division by zero"),
-        ("def data(:", "SyntaxError: invalid syntax"),
-        ("raise SystemExit(3)", "line 1: SystemExit: 3"),
-    ],
-)
-def test_a_file_that_does_not_import_shows_its_error(written, text, message):
-    with pytest.raises(ImportError, match=message):
-        programs.load(written(text))
-
-
-def test_a_file_without_the_names_says_which(written):
-    path = written("def model():\n    pass\n")
-    with pytest.raises(ValueError, match=r"model, guide, data; it lacks guide, data\."):
-        programs.load(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "is_chain"),
-    [
-        ("", True),
-        ("def diffusion(width=3): ...", True),
-        ("def diffusion(label): ...", False),
-        ("def diffusion(*, label, width=3): ...", False),
-        ("del diffusion", False),
-    ],
-)
-def test_diffusion_is_that_of_a_single_chain(written, text, is_chain):
-    """One that needs a label makes several chains, and there is none without a label."""
-    program = programs.load(written(WHOLE + text))
-    assert (program.diffusion is not None) == is_chain
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("diffusion = 3", "Expected `diffusion` in .* to be a function; got int"),
-        ("model = 3", "Expected `model` in .* to be a function; got int"),
-        ("recipe = 3", "Expected `recipe` in .* to be a dict .*; got int"),
-    ],
-)
-def test_names_of_the_wrong_kind(written, text, message):
-    with pytest.raises(TypeError, match=message):
-        programs.load(written(WHOLE + text))
-
-
-def test_data_of_the_wrong_kind(written):
-    program = programs.load(written(WHOLE + "data = 'files/*.png'"))
-    with pytest.raises(TypeError, match="Expected `data` in .* NumPyro distribution or an array .*; got str"):
-        program.data()
+    with pytest.raises(ValueError, match="latent variables that `diffusion` samples; got none for scale"):
+        instantiate(diffusion, {})
+    step = instantiate(diffusion, {"scale": 0.7}).reverse(jnp.zeros(2), jnp.array(2))
+    np.testing.assert_allclose(step.variance, [0.49, 0.49])

@@ -13,9 +13,11 @@ from numpyro.infer import TraceMeanField_ELBO
 from numpyro.primitives import Messenger
 
 import dpm_ppl as dpm
-from dpm_ppl import metrics, models, programs
-from dpm_ppl.commands.no_chain import has_likelihood
+from dpm_ppl import models
+from dpm_ppl.commands import find
+from dpm_ppl.data import fresh_data
 from dpm_ppl.inference import fit, importance_weights, log_likelihood
+from dpm_ppl.reports.objective import has_likelihood
 from tests.compiling import optimised
 
 PROGRAMS = [module.name for module in pkgutil.iter_modules(models.__path__)]
@@ -37,12 +39,12 @@ class Case:
     """A program, its parameters before and after a short fit, and its chains."""
 
     def __init__(self, name):
-        self.program = programs.load(name)
+        self.program = find.load(name)
         self.options = {"num_steps_sampled": 8, **self.program.recipe}
         self.source = self.program.data()
 
     def data(self, num, seed=0):
-        return metrics.fresh_data(self.source, key=jax.random.key(seed), num_data=num)[:num]
+        return fresh_data(self.source, key=jax.random.key(seed), num_data=num)[:num]
 
     @cached_property
     def start(self):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpm_ppl.commands.no_chain import has_likelihood
+from dpm_ppl.reports.objective import has_likelihood
 from tests.models.cases import PROGRAMS, Case
 
 

@@ -12,7 +12,7 @@ from numpyro.infer import TraceMeanField_ELBO
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound, class_log_probs, importance_weights
-from dpm_ppl.inference.likelihood import Likelihood
+from dpm_ppl.inference.likelihoods.likelihood import Likelihood
 from dpm_ppl.models import conditional as program
 
 T = 5

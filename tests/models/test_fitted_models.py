@@ -12,9 +12,9 @@ import pytest
 from numpyro import handlers
 
 from dpm_ppl import schedules
-from dpm_ppl.commands.no_chain import has_likelihood
 from dpm_ppl.inference import bound, fit, sandwich
-from dpm_ppl.inference.likelihood import log_mean_exp
+from dpm_ppl.inference.likelihoods.likelihood import log_mean_exp
+from dpm_ppl.reports.objective import has_likelihood
 from tests.compiling import optimised
 from tests.models.cases import flat, mean_and_error
 

@@ -12,7 +12,7 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import importance_weights
-from dpm_ppl.inference.likelihood import Likelihood
+from dpm_ppl.inference.likelihoods.likelihood import Likelihood
 from dpm_ppl.models import mixture_prior as program
 from tests.oracles import GaussianOracle, estimates, worst
 

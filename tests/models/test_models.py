@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.infer import TraceMeanField_ELBO
 
 import dpm_ppl as dpm
-from dpm_ppl.kernels import has_closed_forms
+from dpm_ppl.kernels.kernel import has_closed_forms
 from tests.models.cases import flat, mean_and_error
 
 # Where a chain is a latent's prior, guide and model reach x^0 from opposite ends, and no KL is taken of it.

@@ -1,0 +1,147 @@
+"""The numbers of a fit: what is reported, and the table that shows it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import Array
+from matplotlib.figure import Figure
+
+from dpm_ppl.chains import forward_states, reverse_states
+from dpm_ppl.data import entropy_limit, fresh_data, support_of
+from dpm_ppl.inference import Fit, bound
+from dpm_ppl.programs import Program, instantiate
+from dpm_ppl.reports.budget import affordable
+from dpm_ppl.reports.fit_figure import fit_figure
+from dpm_ppl.reports.objective import objective
+from dpm_ppl.reports.samples import draws, samples_figure
+
+
+def metrics(summary: Mapping[str, float], *, limit: float | None, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What `metrics.json` holds.
+
+    Args:
+        summary: `dpm_ppl.inference.Bound.summary()`, or what is known of it.
+        limit: Expected log density of the data, nats per datum, where known.
+        about: What else to report of the fit, put first.
+
+    Returns:
+        `about`; of the bound in bits per datum what `summary` has, each figure with its standard error under `_se`;
+        where `limit` is known, `entropy_limit_bits` and `gap_bits`, limit minus ELBO. A number that is not known is
+        None.
+    """
+    names = [f"{name}_bits{suffix}" for name in ("elbo", "K", "L_null", "K_minus_L_null") for suffix in ("", "_se")]
+    names += ["elbo_bits_per_dimension", "kl_bits", "prior_matching_bits", "reconstruction_bits"]
+    names += ["objective_nats", "objective_nats_se", "num_data"]
+    result = {**about, **{name: summary[name] for name in names if name in summary}}
+    if limit is not None:
+        result["entropy_limit_bits"] = limit / math.log(2)
+        result["gap_bits"] = result["entropy_limit_bits"] - result["elbo_bits"]
+        result["gap_bits_se"] = result["elbo_bits_se"]
+    unknown = [name for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)]
+    return {**result, **dict.fromkeys(unknown)}
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The metrics as lines to print, in bits per datum, with standard errors."""
+    rows = {
+        "ELBO": "elbo_bits",
+        "K (the paper's form)": "K_bits",
+        "L_null": "L_null_bits",
+        "K - L_null": "K_minus_L_null_bits",
+        "entropy limit": "entropy_limit_bits",
+        "gap to the limit": "gap_bits",
+    }
+    lines = [
+        f"{figures['model']}: {figures['iterations']:,} iterations in {figures['seconds']:.0f} s; "
+        f"bits per datum, on {figures['num_data']:,} data"
+    ]
+    for label, name in rows.items():
+        if figures.get(name) is not None:
+            error = figures.get(f"{name}_se")
+            lines.append(f"  {label:<21}{figures[name]:>10.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    if "objective_nats" in figures:
+        value, error = figures["objective_nats"], figures["objective_nats_se"]
+        lines.append(f"  No likelihood. Objective {value:.4f} ± {error:.4f} nats.")
+    return "\n".join(lines)
+
+
+def report(
+    program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+) -> tuple[dict[str, Any], Figure]:
+    """Evaluates a fit on fresh data.
+
+    Args:
+        program: The program.
+        data: Its data, a distribution or an array.
+        fitted: The fit.
+        about: What else to report, put first.
+        key: Random key.
+
+    Returns:
+        What `metrics.json` holds, and the figure.
+    """
+    of = _of_chain if program.diffusion is not None else _of_whole_program
+    return of(program, data, fitted, about=about, key=key)
+
+
+def _of_chain(
+    program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+) -> tuple[dict[str, Any], Figure]:
+    definition: Any = program.diffusion
+    keys = jax.random.split(key, 5)
+    diffusion = instantiate(definition, fitted.params)
+    num_data = affordable(diffusion, seconds=15, least=16, most=40_000)
+    x0 = fresh_data(data, key=keys[0], num_data=num_data)
+    terms = bound(definition, x0, params=fitted.params, key=keys[1])
+    summary = terms.summary()
+    limit = entropy_limit(data, x0)
+
+    times = {0, diffusion.num_steps // 2, diffusion.num_steps}
+    # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
+    num_shown = affordable(diffusion, seconds=30, least=16, most=3000)
+    shown = fresh_data(data, key=keys[2], num_data=num_shown)
+
+    @jax.jit
+    def states(params: Any, x0: Any) -> Any:
+        diffusion = instantiate(definition, params)
+        reverse = reverse_states(diffusion, key=keys[3], num_samples=num_shown, times=times)
+        return forward_states(diffusion, x0, key=keys[4], times=times), reverse
+
+    forward, reverse = states(fitted.params, shown)
+    figure = fit_figure(
+        diffusion,
+        forward=forward,
+        reverse=reverse,
+        losses=fitted.losses,
+        kl=terms.kl,
+        elbo=summary["elbo_nats"],
+        null=summary["L_null_nats"],
+        entropy_limit=limit,
+        data=data,
+        title=f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum",
+    )
+    return metrics(summary, limit=limit, about=about), figure
+
+
+def _of_whole_program(
+    program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+) -> tuple[dict[str, Any], Figure]:
+    """The same of a program that is no single chain."""
+    keys = jax.random.split(key, 3)
+    x0 = fresh_data(data, key=keys[0], num_data=4000)
+    summary = objective(program, fitted.params, x0, key=keys[1])
+    limit = entropy_limit(data, x0) if "elbo_nats" in summary else None
+    figures = metrics(summary, limit=limit, about=about)
+    figure = samples_figure(
+        draws(program, fitted.params, key=keys[2], num_samples=2048),
+        support=support_of(data, x0),
+        data=data,
+        x0=x0,
+        losses=fitted.losses,
+        elbo=summary.get("elbo_nats", summary.get("objective_nats")),
+        entropy_limit=limit,
+        title=program.path.stem,
+    )
+    return figures, figure

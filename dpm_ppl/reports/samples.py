@@ -1,0 +1,138 @@
+"""Samples of a fitted program: drawn in blocks, shown, and compared with data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.typing import ArrayLike
+from matplotlib.figure import Figure
+from numpyro import handlers
+from numpyro.distributions import constraints
+from tqdm import tqdm
+
+from dpm_ppl.chains import reverse_states
+from dpm_ppl.data import fresh_data, valid_sequences
+from dpm_ppl.inference import coverage, discriminate
+from dpm_ppl.programs import Program, instantiate
+from dpm_ppl.reports.budget import affordable
+from dpm_ppl.reports.fit_figure import draw_loss
+from dpm_ppl.reports.numbers import known_or_none
+from dpm_ppl.reports.panels import (
+    DATA,
+    MODEL,
+    common_scale,
+    draw_frequencies,
+    draw_states,
+    is_binary_vector,
+    is_plane,
+)
+
+
+def draws(program: Program, params: Any, *, key: Any, num_samples: int) -> np.ndarray:
+    """Samples x0 of a program, in blocks of one size, each from a key of its own.
+
+    Args:
+        program: The program.
+        params: Its parameters.
+        key: Random key.
+        num_samples: How many; the first ones do not depend on it.
+
+    Returns:
+        Samples, shape (num_samples, *event).
+    """
+    chain, size = program.diffusion, 512
+    if chain is not None:
+        size = affordable(instantiate(chain, params), seconds=10, least=16, most=4096)
+
+    @jax.jit
+    def draw(params: Any, key: Any) -> Any:
+        if chain is not None:
+            return reverse_states(instantiate(chain, params), key=key, num_samples=size)[0]
+        return handlers.seed(handlers.substitute(program.model, data=params), key)(size=size)
+
+    blocks = tqdm(range(-(-num_samples // size)), desc="sample", unit="block", delay=2, leave=False)
+    return np.concatenate([np.asarray(draw(params, jax.random.fold_in(key, block))) for block in blocks])[:num_samples]
+
+
+def compare(
+    program: Program,
+    params: Mapping[str, Any],
+    data: Any,
+    *,
+    key: Array,
+    num_samples: int = 20_000,
+    num_covered: int = 4000,
+) -> dict[str, Any]:
+    """The discriminator's estimate, the two-sample test and the coverage, on fresh samples and data.
+
+    Args:
+        program: The program.
+        params: Its parameters.
+        data: Its data.
+        key: Random key.
+        num_samples: Samples, and data, for the discriminator; fewer where they are slow to draw or data are few.
+        num_covered: Of these, for the coverage, which takes all pairs.
+
+    Returns:
+        The numbers of both summaries; one that is not known is None.
+    """
+    if program.diffusion is not None:
+        diffusion = instantiate(program.diffusion, params)
+        num_samples = affordable(diffusion, seconds=60, least=1000, most=num_samples)
+    keys = jax.random.split(key, 3)
+    if isinstance(data, dist.Distribution):
+        x0 = data.sample(keys[0], (num_samples,))
+    else:
+        x0 = fresh_data(data, key=keys[0], num_data=num_samples)
+    samples = draws(program, params, key=keys[1], num_samples=len(x0))
+    told = discriminate(x0, samples, key=keys[2])
+    found = {**told.summary(), **coverage(x0[:num_covered], samples[:num_covered]).summary()}
+    return {name: known_or_none(value) for name, value in found.items()}
+
+
+def samples_figure(
+    samples: ArrayLike,
+    *,
+    support: constraints.Constraint,
+    data: Any = None,
+    x0: ArrayLike | None = None,
+    losses: ArrayLike | None = None,
+    elbo: float | None = None,
+    entropy_limit: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Samples, beside data where there are any, the frequencies of sequences that the data can list, and the loss.
+
+    Args:
+        samples: Samples x^0 of the model, shape (num_samples, *event).
+        support: Support of a sample.
+        data: The data, as in `fit_figure`.
+        x0: Data to show beside the samples, shape (num_data, *event).
+        losses: As in `fit_figure`; by default the loss is not drawn.
+        elbo: Final ELBO, or what else the loss is an estimate of, nats per datum.
+        entropy_limit: As in `fit_figure`.
+        title: Heading.
+
+    Returns:
+        A figure that belongs to no window.
+    """
+    event_shape = np.shape(samples)[1:]
+    plane, binary = is_plane(event_shape, support), is_binary_vector(event_shape, support)
+    sequences = valid_sequences(data) if binary else None
+    panels = [(samples, f"{len(np.asarray(samples)):,} samples", MODEL), *([] if x0 is None else [(x0, "Data", DATA)])]
+    heights = [4.0, *([2.6] if sequences else []), *([] if losses is None else [3.3])]
+    figure = Figure(figsize=(4 * len(panels) + 0.5, sum(heights) + 0.4), layout="constrained")
+    figure.suptitle(title)
+    rows: Any = figure.subfigures(len(heights), 1, height_ratios=heights) if heights[1:] else [figure]
+    scale = common_scale([panel[0] for panel in panels], symmetric=plane)
+    for axes, (x, name, color) in zip(np.ravel(rows[0].subplots(1, len(panels), sharey=True)), panels, strict=True):
+        draw_states(axes, x, support=support, scale=scale, origin=x, color=color)
+        axes.set_title(name)
+    if sequences:
+        draw_frequencies(rows[1].subplots(), samples, sequences=sequences[0], probabilities=sequences[1])
+    if losses is not None:
+        draw_loss(rows[-1].subplots(), losses, elbo=elbo, entropy_limit=entropy_limit)
+    return figure

@@ -1,0 +1,58 @@
+"""Arguments checked before any work: counts, flags, keys, batches, pairs, each check written once."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from dpm_ppl.diffusion import require_data
+from dpm_ppl.kernels.kernel import Kernel
+
+
+def require_count(name: str, value: Any, *, at_least: int = 1) -> int:
+    """A number of things, an integer of Python or NumPy, as one of Python; or a clear error."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"Expected `{name}` to be an integer; got {value!r}.")
+    if value < at_least:
+        raise ValueError(f"Expected `{name}` to be at least {at_least}; got {value}.")
+    return int(value)
+
+
+def require_batch(kernel: Kernel, x0: ArrayLike) -> Array:
+    """Data of shape (num_data, *event), or a clear error."""
+    x0 = require_data(kernel, x0)
+    if x0.ndim != 1 + len(kernel.event_shape):
+        raise ValueError(
+            f"Expected `x0` of shape (num_data, *event), one batch dimension before the event shape "
+            f"{kernel.event_shape}; got {x0.shape}. Use x0[None] for a single datum, x0.reshape(-1, *event) for more."
+        )
+    return x0
+
+
+def require_pair(data: ArrayLike, samples: ArrayLike, *, at_least: int) -> list[np.ndarray]:
+    """Two batches of one event shape, numeric, finite and large enough, or a clear error."""
+    both = [np.asarray(x) for x in (data, samples)]
+    for name, x in zip(("data", "samples"), both, strict=True):
+        if not (np.issubdtype(x.dtype, np.bool_) or jnp.issubdtype(x.dtype, jnp.number)):
+            raise TypeError(f"Expected `{name}` to be a numeric array; got {x.dtype}.")
+        if x.ndim < 1 or len(x) < at_least or x.size == 0:
+            raise ValueError(
+                f"Expected `{name}` of shape (number, *event), at least {at_least} of them; got shape {x.shape}."
+            )
+        if not np.isfinite(x).all():
+            bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+            raise ValueError(f"Expected `{name}` to be finite; got NaN or infinity in {bad.sum()} of {len(x)}.")
+    if both[0].shape[1:] != both[1].shape[1:]:
+        raise ValueError(
+            f"Expected `data` and `samples` of one event shape; got {both[0].shape[1:]} and {both[1].shape[1:]}."
+        )
+    return both
+
+
+def require_flags(**flags: Any) -> None:
+    """Checks that each is a bool, by its name."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"Expected `{name}` to be True or False; got {value!r}.")

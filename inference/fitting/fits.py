@@ -1,0 +1,292 @@
+"""Fitting a program: stock SVI on the bound K, in compiled chunks, with checkpoints between them."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.infer import RenyiELBO, TraceMeanField_ELBO
+from numpyro.infer.elbo import ELBO
+from numpyro.util import is_prng_key
+
+from dpm_ppl.handlers import Weight, subsample_steps
+from dpm_ppl.inference.arguments import require_count, require_flags
+from dpm_ppl.inference.fitting import runs
+from dpm_ppl.inference.fitting.batches import Batches, batches_of
+from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, start
+from dpm_ppl.inference.fitting.prepare import prepare
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit ends with.
+
+    Args:
+        params: Averaged parameters, constrained, by name: what `Predictive` and the rest of this package take.
+        raw_params: Those of the last iteration.
+        losses: Loss of each iteration, an estimate of -ELBO in nats per datum, or of what `weight` or `loss` makes of
+            it, shape (num_iterations,).
+        seconds: Time from the call to the end, compilation included, and that of the sessions it resumes, up to their
+            checkpoints.
+        num_iterations: Number of iterations.
+    """
+
+    params: dict[str, Any]
+    raw_params: dict[str, Any]
+    losses: np.ndarray
+    seconds: float
+    num_iterations: int
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: ArrayLike | dist.Distribution,
+    *,
+    key: Array,
+    num_iterations: int,
+    batch_size: int = 256,
+    num_steps_sampled: int | None = 8,
+    weight: Weight | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    learning_rate: float = 3e-3,
+    args: tuple[Any, ...] = (),
+    loss: Any = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    clip_norm: float | None = 1.0,
+    ema_decay: float = 0.999,
+    frozen_noise: bool = False,
+    checkpoint_every: float = 30.0,
+    num_checkpoints: int = 3,
+    progress: bool = True,
+    fingerprint: Mapping[str, Any] | None = None,
+) -> Fit:
+    """Fits a program to data by stochastic variational inference on the bound K.
+
+    The batch and the noise of an iteration depend on the key and the iteration alone, and one executable does them
+    all. So on one machine the result is the same bit for bit wherever a fit was interrupted and resumed; on a GPU, as
+    far as XLA's kernels are deterministic.
+
+    A program with a latent variable or a prior beside its plate of data needs that plate in full,
+    `numpyro.plate("data", num_data, subsample_size=len(x0))`: it gets the batch as its subsample, and the right scale.
+
+    Args:
+        model: Model of `(x0, *args)`, x0 a batch of shape (batch_size, *event).
+        guide: Guide of the same.
+        data: All data, shape (num_data, *event), finite, of which batches are drawn epoch by epoch without
+            replacement; or a NumPyro distribution, of which every batch is drawn anew.
+        key: Random key.
+        num_iterations: Number of iterations in all, those of a resumed run included.
+        batch_size: Number of data in a batch.
+        num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
+            all.
+        weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound,
+            of the same terms (see `dpm_ppl.subsample_steps`).
+        optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
+            `learning_rate` to 0 over num_iterations along a cosine.
+        learning_rate: First rate of the default optimiser, positive.
+        args: Further arguments of model and guide.
+        loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
+        run_dir: Directory for checkpoints and `run.json`; by default nothing is written.
+        resume: Continue from the newest checkpoint in run_dir, exactly; from the beginning where there is none. More
+            num_iterations than before extend a run, if `optimizer` is given: the rate of the default one ends with
+            them.
+        clip_norm: Largest norm of the gradient per datum; None does not clip.
+        ema_decay: Decay of the exponential moving average of the unconstrained parameters, in [0, 1); at most (1 + i)
+            / (10 + i) in iteration i.
+        frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
+            batch_size equal to num_data the objective is then one deterministic function of the parameters, as in the
+            paper.
+        checkpoint_every: Seconds between checkpoints. One is also saved at the end, on Ctrl-C, and before a non-finite
+            loss.
+        num_checkpoints: How many of the newest are kept.
+        progress: Whether to show a progress bar, with the bound in bits per datum, averaged over the last tenth.
+        fingerprint: What else tells this run from another, such as a name and a seed; JSON. Kept in `run.json`, and
+            compared.
+
+    Returns:
+        Parameters and losses.
+
+    Raises:
+        TypeError, ValueError: an option, the data or the program is not as described; run_dir holds another run, or a
+            damaged checkpoint.
+        FileExistsError: run_dir holds a run, and resume is False.
+        OSError: run_dir cannot be written.
+        NonFiniteLossError: a loss or parameter is not finite any more.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint is saved.
+
+    Source: Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; frozen noise as in section 2.4.1.
+    """
+    began = time.perf_counter()
+    _require_kinds(model=model, guide=guide, key=key, args=args, loss=loss, optimizer=optimizer)
+    num_iterations = require_count("num_iterations", num_iterations)
+    batch_size = require_count("batch_size", batch_size)
+    num_checkpoints = require_count("num_checkpoints", num_checkpoints)
+    _require_numbers(
+        learning_rate=learning_rate, clip_norm=clip_norm, ema_decay=ema_decay, checkpoint_every=checkpoint_every
+    )
+    require_flags(resume=resume, frozen_noise=frozen_noise, progress=progress)
+    fingerprint = _require_fingerprint(fingerprint)
+    if resume and run_dir is None:
+        raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
+    loss = TraceMeanField_ELBO() if loss is None else loss
+    sampled_model, sampled_guide = (
+        subsample_steps(program, size=num_steps_sampled, weight=weight) for program in (model, guide)
+    )
+    init_key, batch_key, noise_key = jax.random.split(key, 3)
+    batches = batches_of(data, batch_size=batch_size, key=batch_key)
+    settings: dict[str, Any] = {
+        "batch_size": int(batch_size),
+        "num_steps_sampled": None if num_steps_sampled is None else int(num_steps_sampled),
+        "clip_norm": None if clip_norm is None else float(clip_norm),
+        "ema_decay": float(ema_decay),
+        "frozen_noise": bool(frozen_noise),
+        "loss": type(loss).__name__,
+        "key": _describe_key(key),
+        "data": _describe_data(data, batches),
+        "fingerprint": fingerprint,
+    }
+    if weight is not None:
+        settings["weight"] = getattr(weight, "__name__", type(weight).__name__)
+    if optimizer is None:
+        settings["num_iterations of the default optimizer"] = int(num_iterations)
+        settings["learning_rate"] = float(learning_rate)
+    path = None if run_dir is None else runs.open_run(run_dir, resume=resume)
+
+    def chained(normaliser: int) -> optax.GradientTransformation:
+        clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+        default = optax.adam(optax.cosine_decay_schedule(learning_rate, num_iterations))
+        return optax.chain(optax.scale(1 / normaliser), clip, default if optimizer is None else optimizer)
+
+    prepared = prepare(sampled_model, sampled_guide, batches, args, key=init_key, loss=loss, optimizer=chained)
+    svi, done, keep = prepared.svi, Done(0, start(prepared.svi, prepared.state), np.zeros(0), 0.0), None
+    if path is not None:
+        settings["parameters"] = runs.kinds(done.carry.average)
+        runs.require_same(path, settings)
+        done = _restored(path, done, key, num_iterations)
+        runs.write_run(path, settings, information={"num_iterations": int(num_iterations)})
+        keep = Keep(path, key, float(checkpoint_every), int(num_checkpoints))
+    if done.position < num_iterations:
+        loop = compile_loop(
+            svi,
+            batches,
+            args,
+            done.carry,
+            key=noise_key,
+            normaliser=prepared.normaliser,
+            ema_decay=ema_decay,
+            frozen_noise=frozen_noise,
+        )
+        done = advance(
+            loop,
+            batches.source,
+            done,
+            began=began,
+            num_iterations=num_iterations,
+            keep=keep,
+            progress=progress,
+            objective="bound" if weight is None else "weighted bound",
+        )
+    return Fit(
+        params=svi.constrain_fn(done.carry.average),
+        raw_params=svi.constrain_fn(svi.optim.get_params(done.carry.optim_state)),
+        losses=done.losses,
+        seconds=done.seconds,
+        num_iterations=done.position,
+    )
+
+
+def _restored(path: Path, start: Done, key: Array, num_iterations: int) -> Done:
+    """What is done in a directory; `start` where nothing is."""
+    checkpoint = runs.newest_checkpoint(path)
+    if checkpoint is None:
+        return start
+    if checkpoint.position > num_iterations:
+        raise ValueError(
+            f"Expected `num_iterations` of at least {checkpoint.position}, which {path} has done; got {num_iterations}."
+        )
+    carry = checkpoint.restore({**start.carry._asdict(), "key": key})
+    del carry["key"]  # run.json has it too, and was compared
+    return Done(checkpoint.position, Carry(**carry), checkpoint.leaves["['losses']"], checkpoint.seconds)
+
+
+def _require_kinds(*, model: Any, guide: Any, key: Any, args: Any, loss: Any, optimizer: Any) -> None:
+    """Checks that programs are functions, the key is a key, and so on; TypeError or ValueError if not."""
+    for name, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise TypeError(f"Expected `{name}` to be a function of (x0, *args); got {type(program).__name__}.")
+    if not is_prng_key(key):
+        raise TypeError(f"Expected `key` to be one random key, such as jax.random.key(0); got {type(key).__name__}.")
+    if not isinstance(args, tuple):
+        raise TypeError(
+            f"Expected `args`, further arguments of model and guide, to be a tuple; got {type(args).__name__}."
+        )
+    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"Expected `optimizer` to be one of Optax, such as optax.adam(1e-3); got {type(optimizer).__name__}."
+        )
+    if loss is not None and not isinstance(loss, ELBO):
+        raise TypeError(
+            f"Expected `loss` to be an ELBO of NumPyro, such as TraceMeanField_ELBO(); got {type(loss).__name__}."
+        )
+    if isinstance(loss, RenyiELBO):
+        raise ValueError(
+            "Expected `loss` to be a sum over terms; got RenyiELBO, which needs the weights of whole trajectories. "
+            "Fit it with numpyro.infer.SVI on the plain programs."
+        )
+
+
+def _require_numbers(*, learning_rate: Any, clip_norm: Any, ema_decay: Any, checkpoint_every: Any) -> None:
+    """Checks the range of the real-valued options."""
+    numbers = {"learning_rate": learning_rate, "ema_decay": ema_decay, "checkpoint_every": checkpoint_every}
+    if clip_norm is not None:
+        numbers["clip_norm"] = clip_norm
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"Expected `{name}` to be a number; got {value!r}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"Expected `learning_rate` to be positive and finite; got {learning_rate}.")
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"Expected `ema_decay` in [0, 1); got {ema_decay}. 0 leaves the parameters as they are.")
+    if not checkpoint_every >= 0:
+        raise ValueError(f"Expected `checkpoint_every`, in seconds, to be at least 0; got {checkpoint_every}.")
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"Expected `clip_norm` to be positive and finite, or None; got {clip_norm}.")
+
+
+def _require_fingerprint(fingerprint: Any) -> dict[str, Any]:
+    """A caller's fingerprint as a dictionary; TypeError if it is none, or is no JSON."""
+    if not isinstance(fingerprint, Mapping | None):
+        raise TypeError(f"Expected `fingerprint` to be a dictionary; got {type(fingerprint).__name__}.")
+    try:
+        checked: dict[str, Any] = json.loads(json.dumps(dict(fingerprint or {})))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"Expected `fingerprint` to hold strings, numbers, lists and dictionaries, as JSON does; {error}."
+        ) from error
+    return checked
+
+
+def _describe_key(key: Array) -> list[int]:
+    """The numbers of a random key, of either kind."""
+    data: list[int] = np.asarray(jax.random.key_data(key)).tolist()
+    return data
+
+
+def _describe_data(data: Any, batches: Batches) -> str:
+    """Data in a line: a distribution's type and event shape; an array's dtype, shape and hash."""
+    if isinstance(data, dist.Distribution):
+        return f"{type(data).__name__} of event shape {list(data.event_shape)}"
+    array = np.ascontiguousarray(batches.source)
+    return f"{array.dtype}{list(array.shape)} sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"

@@ -1,0 +1,311 @@
+"""The loop of a fit: compiled chunks of stock SVI updates and averages, until it is done, interrupted or broken."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+from tqdm import tqdm
+
+from dpm_ppl.inference.fitting import runs
+from dpm_ppl.inference.fitting.batches import Batches
+
+LONGEST_CHUNK = 4096
+
+
+class Carry(NamedTuple):
+    """What an iteration hands to the next.
+
+    Attributes:
+        optim_state: Unconstrained parameters and the optimiser's state, as `SVI` keeps them.
+        mutable_state: NumPyro's mutable state, or None.
+        average: Exponential moving average of the unconstrained parameters.
+    """
+
+    optim_state: Any
+    mutable_state: Any
+    average: Any
+
+
+class Chunk(NamedTuple):
+    """What a chunk of iterations ends with.
+
+    Attributes:
+        position: Number of iterations done since the fit began.
+        healthy: Whether the chunk reached its end; if not, iteration number `position + 1` would have spoiled the
+            parameters.
+        carry: State after the last iteration done.
+        losses: Loss in nats per datum of each iteration of the chunk, that of a failed one too, shape (LONGEST_CHUNK,).
+    """
+
+    position: Array
+    healthy: Array
+    carry: Carry
+    losses: Array
+
+
+Loop = Callable[[Any, Carry, int, int], Chunk]
+
+
+def start(svi: SVI, state: SVIState) -> Carry:
+    """The state before the first iteration: the average is the parameters themselves."""
+    # No weak types: with them, a loop compiled for the first iteration would refuse a state read from a checkpoint.
+    optim_state, mutable_state = jax.tree.map(_strong, (state.optim_state, state.mutable_state))
+    return Carry(optim_state, mutable_state, svi.optim.get_params(optim_state))
+
+
+def compile_loop(
+    svi: SVI,
+    batches: Batches,
+    args: tuple[Any, ...],
+    carry: Carry,
+    *,
+    key: Array,
+    normaliser: int,
+    ema_decay: float,
+    frozen_noise: bool,
+) -> Loop:
+    """Compiles the loop, once for chunks of every length: with one executable, it does not matter where chunks end.
+
+    Args:
+        svi: Stock SVI, whose programs take `(x0, indices)` and then `args`.
+        batches: Where batches come from.
+        args: Further arguments of the programs.
+        carry: A state, for its shapes.
+        key: Random key of the noise; iteration i uses it folded with i, or as it is if `frozen_noise`.
+        normaliser: Number of data that a loss adds up.
+        ema_decay: Decay of the average; in iteration i it is at most (1 + i) / (10 + i).
+        frozen_noise: Whether every iteration sees the same noise.
+
+    Returns:
+        `loop(source, carry, start, stop)`, which does iterations start, ..., stop - 1 (counted from 0), at most
+        LONGEST_CHUNK.
+    """
+
+    def iterate(source: Any, i: Array, carry: Carry, carried: Any) -> tuple[Carry, Any, Array]:
+        carried, x0, indices = batches.draw(source, i, carried)
+        noise = key if frozen_noise else jax.random.fold_in(key, i)
+        state, loss = svi.update(SVIState(carry.optim_state, carry.mutable_state, noise), (x0, indices), *args)
+        decay = jnp.minimum(ema_decay, (1 + i.astype(float)) / (10 + i))
+        params = svi.optim.get_params(state.optim_state)
+        average = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), carry.average, params)
+        return Carry(state.optim_state, state.mutable_state, average), carried, loss / normaliser
+
+    def loop(source: Any, carry: Carry, start: Array, stop: Array) -> Chunk:
+        def body(at: tuple[Chunk, Any]) -> tuple[Chunk, Any]:
+            (i, _, before, losses), carried = at
+            after, carried, loss = iterate(source, i, before, carried)
+            healthy = jnp.isfinite(loss) & _finite(after.average) & _finite(after.mutable_state)
+            kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
+            return Chunk(i + healthy, healthy, kept, losses.at[i - start].set(loss)), carried
+
+        losses = jnp.zeros(LONGEST_CHUNK, loss_type.dtype)
+        begin = Chunk(start, start >= 0, carry, losses), batches.start(source, start)
+        return lax.while_loop(lambda at: (at[0].position < stop) & at[0].healthy, body, begin)[0]
+
+    first = jnp.asarray(0, jnp.int32)
+    loss_type = jax.eval_shape(
+        lambda c: iterate(batches.source, first, c, batches.start(batches.source, first))[2], carry
+    )
+    compiled = jax.jit(loop).lower(batches.source, carry, first, first).compile()
+    return lambda source, carry, start, stop: compiled(
+        source, carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+    )
+
+
+def _strong(leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return lax.convert_element_type(leaf, leaf.dtype)
+
+
+def _finite(tree: Any) -> Array:
+    """Whether every floating-point leaf is finite. A parameter that is not makes its average so, at once."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]))
+
+
+_CHUNK_SECONDS = 0.5
+
+_FIRST_CHUNK = 16
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A fit stopped at an iteration whose loss, or whose new parameters, are not finite; they were not taken over.
+
+    Args:
+        message: What happened, and how to go on.
+        iteration: The iteration, counted from 1.
+        bound_bits: The last finite bound, in bits per datum; NaN if there was none.
+        checkpoint: Directory of a checkpoint from before it; None if there is none.
+    """
+
+    def __init__(self, message: str, *, iteration: int, bound_bits: float, checkpoint: Path | None) -> None:
+        super().__init__(message)
+        self.iteration = iteration
+        self.bound_bits = bound_bits
+        self.checkpoint = checkpoint
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is done of a fit.
+
+    Args:
+        position: Number of iterations.
+        carry: State after them.
+        losses: Their losses in nats per datum, shape (position,).
+        seconds: Time that they took, over all sessions.
+    """
+
+    position: int
+    carry: Carry
+    losses: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where and how often checkpoints are kept.
+
+    Args:
+        run_dir: Directory of the run.
+        key: The fit's random key, kept with them.
+        seconds: Seconds between checkpoints.
+        num_checkpoints: How many of the newest to keep.
+    """
+
+    run_dir: Path
+    key: Array
+    seconds: float
+    num_checkpoints: int
+
+    def save(self, done: Done) -> int:
+        """Saves what is done; returns its position."""
+        tree = {**done.carry._asdict(), "key": self.key, "losses": done.losses}
+        runs.save_checkpoint(
+            self.run_dir, done.position, tree, seconds=done.seconds, num_checkpoints=self.num_checkpoints
+        )
+        return done.position
+
+    def folder(self, position: int) -> Path:
+        """Directory of a checkpoint."""
+        return runs.folder(self.run_dir, position)
+
+
+def advance(
+    loop: Loop,
+    source: Any,
+    done: Done,
+    *,
+    began: float,
+    num_iterations: int,
+    keep: Keep | None,
+    progress: bool,
+    objective: str = "bound",
+) -> Done:
+    """Does the iterations that are missing.
+
+    Args:
+        loop: The compiled loop.
+        source: What batches are drawn from.
+        done: What is done, and kept, already.
+        began: When this session began, by `time.perf_counter`.
+        num_iterations: Number of iterations in all.
+        keep: Where checkpoints are kept; None keeps none.
+        progress: Whether to show a progress bar.
+        objective: What the bar calls minus the loss.
+
+    Returns:
+        What is done in the end, kept.
+
+    Raises:
+        NonFiniteLossError: an iteration failed; a state before it is kept.
+        KeyboardInterrupt: Ctrl-C; the state after the last chunk is kept.
+        OSError: a checkpoint could not be saved.
+    """
+    began -= done.seconds
+    kept, kept_at, length = done.position, time.perf_counter(), _FIRST_CHUNK
+    with tqdm(total=num_iterations, initial=done.position, disable=not progress, dynamic_ncols=True) as bar:
+        try:
+            while done.position < num_iterations:
+                before, chunk_began = done, time.perf_counter()
+                chunk = loop(source, done.carry, done.position, min(done.position + length, num_iterations))
+                position, healthy, losses = int(chunk.position), bool(chunk.healthy), np.asarray(chunk.losses)
+                now = time.perf_counter()
+                count = position - done.position
+                # One assignment, of buffers that are not donated: an interrupt at any moment finds a whole state.
+                done = Done(position, chunk.carry, np.append(done.losses, losses[:count]), now - began)
+                bar.set_postfix_str(f"{objective} {_bound_bits(done.losses):.3f} bits", refresh=False)
+                bar.update(count)
+                if not healthy:
+                    sound = _sound(loop, source, before, done, float(losses[count]))
+                    if keep is not None and sound is not None and sound.position > kept:
+                        kept = keep.save(sound)
+                    raise _failure(done, float(losses[count]), keep.folder(kept) if keep is not None and kept else None)
+                length = _next_length(count, now - chunk_began)
+                if keep is not None and now - kept_at >= keep.seconds:
+                    kept, kept_at = keep.save(done), time.perf_counter()
+            if keep is not None and kept < done.position:
+                keep.save(done)
+        except KeyboardInterrupt:
+            where = "Without `run_dir` nothing is kept."
+            if keep is not None and done.position > 0:
+                where = f"resume=True continues from {keep.folder(keep.save(done))}."
+            raise KeyboardInterrupt(
+                f"Interrupted after {done.position} of {num_iterations} iterations. {where}"
+            ) from None
+    return done
+
+
+def _sound(loop: Loop, source: Any, before: Done, done: Done, loss: float) -> Done | None:
+    """The last state known to have a finite loss, where the iteration after `done` failed; None if it is not known.
+
+    If it is the loss that is not finite, the parameters it was evaluated at are no good either, whatever comes next:
+    the chunk, which began at `before`, is done again up to the parameters that came before them.
+    """
+    if math.isfinite(loss):
+        return done
+    position = done.position - 1
+    if position < before.position:
+        return None
+    return Done(
+        position, loop(source, before.carry, before.position, position).carry, done.losses[:position], done.seconds
+    )
+
+
+def _next_length(count: int, seconds: float) -> int:
+    """Number of iterations that will take about half a second, after `count` took `seconds`."""
+    wanted = int(_CHUNK_SECONDS * count / max(seconds, 1e-9))
+    return max(1, min(wanted, 8 * count, LONGEST_CHUNK))
+
+
+def _bound_bits(losses: np.ndarray) -> float:
+    """The bound in bits per datum, averaged over the last tenth of the iterations."""
+    return -float(np.mean(losses[-max(1, len(losses) // 10) :])) / math.log(2) if len(losses) else math.nan
+
+
+def _failure(done: Done, loss: float, checkpoint: Path | None) -> NonFiniteLossError:
+    what = "an update to parameters that are not" if math.isfinite(loss) else f"a loss of {loss}"
+    finite = loss if math.isfinite(loss) else float(done.losses[-1]) if done.position else math.nan
+    bound_bits = -finite / math.log(2)
+    last = "no bound was finite" if math.isnan(finite) else f"the last finite bound was {bound_bits:.4f} bits per datum"
+    remedy = "There is no checkpoint. Try a lower learning rate in `optimizer`, or a smaller `clip_norm`."
+    if checkpoint is not None:
+        remedy = (
+            f"resume=True continues from {checkpoint}, with an `optimizer` of the same kind and a lower rate; "
+            "deleting that directory falls back to the checkpoint before."
+        )
+    return NonFiniteLossError(
+        f"Expected a finite loss; got {what} in iteration {done.position + 1}; {last}. {remedy}",
+        iteration=done.position + 1,
+        bound_bits=bound_bits,
+        checkpoint=checkpoint,
+    )

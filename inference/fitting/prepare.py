@@ -1,0 +1,141 @@
+"""From a program and its data to stock SVI: which plates hold data, what a loss adds up, and whether the data fit."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+from numpyro.primitives import Messenger
+
+from dpm_ppl.diffusion import require_data
+from dpm_ppl.inference.fitting.batches import Batches
+from dpm_ppl.kernels.kernel import Kernel
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program made ready to fit.
+
+    Args:
+        svi: SVI whose programs take `(x0, indices)` and then the user's arguments.
+        state: Its state before the first iteration.
+        normaliser: Number of data that a loss adds up: the full size of the data's plate, or the batch size.
+    """
+
+    svi: SVI
+    state: SVIState
+    normaliser: int
+
+
+def prepare(
+    model: Program,
+    guide: Program,
+    batches: Batches,
+    args: tuple[Any, ...],
+    *,
+    key: Array,
+    loss: Any,
+    optimizer: Callable[[int], Any],
+) -> Prepared:
+    """Runs model and guide once on the first batch, initialises SVI, and checks all of the data.
+
+    Args:
+        model: Model of (x0, *args).
+        guide: Guide of (x0, *args).
+        batches: Where batches come from.
+        args: Further arguments of both.
+        key: Random key.
+        loss: NumPyro ELBO.
+        optimizer: Makes the Optax optimiser, given the normaliser.
+
+    Returns:
+        What a fit needs.
+
+    Raises:
+        TypeError, ValueError: what the program says of itself and the first batch; the data, all of them, are not
+            those of its kernel (see `dpm_ppl.diffusion.require_data`); a data plate is of another size than the data;
+            nothing can be learned.
+    """
+    first = jnp.asarray(0)
+    _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
+    read = _Reader(x0)
+    with warnings.catch_warnings(record=True) as caught, read:
+        warnings.simplefilter("always")
+        svi = SVI(model, guide, optimizer(1), loss)
+        state = svi.init(key, x0, *args)
+    for warning in caught:
+        # A chain's own discrete states are right: its guide has no parameters, and NumPyro can't know that.
+        if read.discrete or "discrete latent" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not jax.tree.leaves(svi.get_params(state)):
+        raise ValueError(
+            "Expected a program with parameters to fit; model and guide declare none with numpyro.param or a module."
+        )
+    if batches.num_data is not None:
+        for kernel in read.kernels:
+            require_data(kernel, batches.source)
+    plates, normaliser = _data_plates(read.plates, batches)
+    ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
+    ready.constrain_fn = svi.constrain_fn  # what init leaves behind
+    return Prepared(ready, state, normaliser)
+
+
+@dataclass(eq=False)
+class _Reader(Messenger):
+    """Reads a program's plates, the kernels of chains on the batch itself, and discrete latents beside chains."""
+
+    x0: Array
+    plates: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    kernels: list[Kernel] = field(default_factory=list)
+    discrete: list[str] = field(default_factory=list)
+    _inside: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] in ("forward_chain", "reverse_chain"):
+            self._inside += 1
+            _, diffusion, x0 = msg["args"]
+            if x0 is self.x0:
+                self.kernels.append(diffusion.kernel)
+        elif msg["type"] == "plate" and not self._inside:
+            self.plates[msg["name"]] = msg["args"]
+        elif msg["type"] == "sample" and not self._inside and not msg["is_observed"] and msg["fn"].support.is_discrete:
+            self.discrete.append(msg["name"])
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        self._inside -= msg["type"] in ("forward_chain", "reverse_chain")
+
+
+def _data_plates(plates: dict[str, tuple[int, int | None]], batches: Batches) -> tuple[list[str], int]:
+    """Names of the plates whose subsample is the batch, and the number of data that a loss stands for."""
+    subsampled = {name: size for name, (size, part) in plates.items() if part == batches.batch_size and part != size}
+    expected = batches.num_data or next(iter(subsampled.values()), batches.batch_size)
+    for name, size in subsampled.items():
+        if size != expected:
+            raise ValueError(
+                f"Expected the plate {name!r}, whose subsample_size is the batch size {batches.batch_size}, to have "
+                f"the full size {expected} {'of the data' if batches.num_data else 'of the first such plate'}; got "
+                f"{size}. The scale of its sites would be wrong. If it is no plate of data, use another batch_size."
+            )
+    return list(subsampled), expected if subsampled else batches.batch_size
+
+
+def _fed(program: Program, plates: list[str]) -> Program:
+    """A program of (x0, indices) whose data plates have the batch as their subsample, for the right scale."""
+
+    def fed(batch: tuple[Array, Array], *args: Any) -> Any:
+        x0, indices = batch
+        with handlers.substitute(data=dict.fromkeys(plates, indices)):
+            return program(x0, *args)
+
+    return fed

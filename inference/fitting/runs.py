@@ -1,0 +1,358 @@
+"""The directory of a run: whose it is, told before any work; its checkpoints, by Orbax; its parameters, read back.
+
+Every leaf of a checkpoint is kept by name, under a checksum, so that what does not fit is told apart.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+
+from dpm_ppl.inference.records import write_json
+
+FILE = "run.json"
+
+CHECKPOINTS = "checkpoints"
+
+_PROBE_BYTES = 1 << 20
+
+
+def open_run(run_dir: str | Path, *, resume: bool) -> Path:
+    """Makes the directory of a run if there is none, and checks that it is free, or to be resumed, and can be written.
+
+    Args:
+        run_dir: The directory.
+        resume: Whether a run that is there is to be continued.
+
+    Returns:
+        Its path.
+
+    Raises:
+        TypeError: run_dir is no path.
+        FileExistsError: it holds a run, and resume is False.
+        OSError: it cannot be written, or its disk is full.
+    """
+    if not isinstance(run_dir, str | os.PathLike):
+        raise TypeError(f"Expected `run_dir` to be a path; got {type(run_dir).__name__}.")
+    path = Path(run_dir)
+    if not resume and any((path / name).exists() for name in (FILE, CHECKPOINTS)):
+        raise FileExistsError(
+            f"Expected `run_dir` without a run; {path} holds one. resume=True continues it; another directory starts "
+            "afresh."
+        )
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"Expected `run_dir` to be a directory that can be written, with room for checkpoints; {path} is not: "
+            f"{error}."
+        ) from error
+    return path
+
+
+def require_same(path: Path, settings: Mapping[str, Any]) -> None:
+    """Checks that a directory holds no run, or one of these settings.
+
+    Args:
+        path: The directory.
+        settings: What a run must keep to be continued exactly; JSON.
+
+    Raises:
+        ValueError: it holds a run of other settings, or its `run.json` is missing or damaged.
+    """
+    if not (path / FILE).exists():
+        if (path / CHECKPOINTS).exists():
+            raise ValueError(f"Expected {FILE} beside the checkpoints in {path}; it is missing. Use another `run_dir`.")
+        return
+    there, here = _flat(read_run(path)["settings"]), _flat(json.loads(json.dumps(settings)))
+    differences = [
+        f"{name} was {there.get(name, 'not there')} and is now {here.get(name, 'not there')}"
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name) != there.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"Expected the run that {path} holds, to continue it; this one differs: {'; '.join(differences)}. "
+            "Give back what it was, or use another `run_dir`."
+        )
+
+
+def write_run(path: Path, settings: Mapping[str, Any], *, information: Mapping[str, Any]) -> None:
+    """Writes `run.json`, all of it or nothing.
+
+    Args:
+        path: The directory.
+        settings: What a run must keep to be continued exactly; JSON.
+        information: What it may change; JSON.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_json(path / FILE, {"settings": settings, **information})
+
+
+def read_run(run_dir: str | Path) -> dict[str, Any]:
+    """What `run.json` says of a run: its `settings`, the caller's `fingerprint` among them, and `num_iterations`.
+
+    Raises:
+        FileNotFoundError: the directory holds no run.
+        ValueError: the file is damaged.
+    """
+    path = Path(run_dir) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected the directory of a fit, with {FILE}; there is none in {Path(run_dir)}.")
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run["settings"].keys(), run["num_iterations"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"Expected a readable {path}; it is damaged ({error}).") from error
+    return run
+
+
+def _flat(settings: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
+    """Settings by their whole name, such as `fingerprint.seed`, as JSON."""
+    flat = {}
+    for name, value in settings.items():
+        flat.update(
+            _flat(value, above=f"{above}{name}.") if isinstance(value, dict) else {above + name: json.dumps(value)}
+        )
+    return flat
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Args:
+        position: Number of iterations done.
+        seconds: Time that they took.
+        folder: Its directory.
+        leaves: Every array by name; random keys as their key data.
+        kinds: Shape and dtype of every leaf, by name.
+    """
+
+    position: int
+    seconds: float
+    folder: Path
+    leaves: dict[str, np.ndarray]
+    kinds: dict[str, str]
+
+    def restore(self, template: Any) -> Any:
+        """The tree that was saved.
+
+        Args:
+            template: A tree of arrays (or their shapes and dtypes) of the structure to restore. Leaves that it lacks
+                are left out.
+
+        Raises:
+            ValueError: a leaf is missing, or has another shape or dtype.
+        """
+        leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+        restored = []
+        for path, leaf in leaves:
+            name = jax.tree_util.keystr(path)
+            if self.kinds.get(name) != _kind(leaf):
+                raise ValueError(
+                    f"Expected a checkpoint of this program and optimiser in {self.folder}; at {name} the program has "
+                    f"{_kind(leaf)} and the checkpoint {self.kinds.get(name, 'nothing')}. Is it of another model or "
+                    "optimiser?"
+                )
+            array = jnp.asarray(self.leaves[name])
+            restored.append(jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array)
+        return jax.tree_util.tree_unflatten(structure, restored)
+
+
+def save_checkpoint(run_dir: Path, position: int, tree: Any, *, seconds: float, num_checkpoints: int) -> None:
+    """Saves a checkpoint, all of it or nothing, and deletes the oldest beyond `num_checkpoints`; Ctrl-C waits for it.
+
+    Args:
+        run_dir: Directory of the run.
+        position: Number of iterations done.
+        tree: Arrays.
+        seconds: Time that they took.
+        num_checkpoints: How many to keep.
+
+    Raises:
+        OSError: it cannot be written; older checkpoints are as they were.
+    """
+    import orbax.checkpoint as ocp  # slow to import
+
+    # All leaves in one array: Orbax reads several at once, and where one is damaged the rest fail noisily in the
+    # background.
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    arrays = [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for _, leaf in leaves]
+    content = b"".join(array.tobytes() for array in arrays)
+    about = {
+        "position": position,
+        "seconds": seconds,
+        "leaves": [
+            [jax.tree_util.keystr(path), _kind(leaf), str(array.dtype), list(array.shape)]
+            for (path, leaf), array in zip(leaves, arrays, strict=True)
+        ],
+    }
+    about["checksum"] = _checksum(about, content)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=num_checkpoints, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    try:
+        with _uninterrupted(), ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
+            if position not in manager.all_steps():
+                array = {"leaves": np.frombuffer(content, np.uint8)}
+                items = {"arrays": ocp.args.StandardSave(array), "about": ocp.args.JsonSave(about)}
+                manager.save(position, args=ocp.args.Composite(**items), force=True)
+    except Exception as error:
+        raise OSError(
+            f"Expected to save iteration {position} in {run_dir / CHECKPOINTS}; got {type(error).__name__}: {error}. "
+            "Earlier checkpoints are kept: make room, or the directory writable, and continue with resume=True."
+        ) from error
+
+
+def kinds(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf of a tree, by name."""
+    return {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def folder(run_dir: Path, position: int) -> Path:
+    """Directory of the checkpoint after `position` iterations."""
+    return run_dir / CHECKPOINTS / str(position)
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """Reads the newest checkpoint of a run; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    positions = sorted(_positions(run_dir))
+    if not positions:
+        return None
+    try:
+        return _read(run_dir, positions[-1])
+    except Exception as error:
+        fall_back = f"falls back to iteration {positions[-2]}" if positions[1:] else "lets resume=True begin again"
+        raise ValueError(
+            f"Expected a readable checkpoint in {folder(run_dir, positions[-1])}; it is damaged "
+            f"({type(error).__name__}: {error}). Deleting that directory {fall_back}."
+        ) from error
+
+
+def _read(run_dir: Path, position: int) -> Checkpoint:
+    import orbax.checkpoint as ocp  # slow to import
+
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
+        items = ocp.args.Composite(about=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
+        saved = manager.restore(position, args=items)
+    about, content = saved["about"], np.asarray(saved["arrays"]["leaves"]).tobytes()
+    if about.pop("checksum", None) != _checksum(about, content):
+        raise ValueError("its checksum differs")
+    if about["position"] != position:
+        raise ValueError(f"it is of iteration {about['position']}")
+    leaves, begin = {}, 0
+    for name, _, dtype, shape in about["leaves"]:
+        count, dtype = math.prod(shape), jnp.dtype(dtype)
+        leaves[name] = np.frombuffer(content, dtype, count, begin).reshape(shape)
+        begin += count * dtype.itemsize
+    kinds = {name: kind for name, kind, _, _ in about["leaves"]}
+    return Checkpoint(position, about["seconds"], folder(run_dir, position), leaves, kinds)
+
+
+def _checksum(about: dict[str, Any], content: bytes) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode(), zlib.crc32(content))
+
+
+def _positions(run_dir: Path) -> Iterator[int]:
+    """Iterations of the finished checkpoints: Orbax gives a directory its number when all in it is written."""
+    return (int(path.name) for path in (run_dir / CHECKPOINTS).glob("[0-9]*") if path.name.isdigit())
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _kind(leaf: Any) -> str:
+    """A leaf's dtype and shape, such as `float32[3, 2]`."""
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keeps Ctrl-C waiting until the block is done."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:  # not interrupted, or not by Python
+        yield
+        return
+    pending: list[tuple[Any, Any]] = []
+    signal.signal(signal.SIGINT, lambda *at: pending.append(at))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending and callable(before):
+        before(*pending[0])
+
+
+def load_params(run_dir: str | Path, program: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """The averaged parameters of the newest checkpoint of a run, for the program that was fitted.
+
+    Args:
+        run_dir: Directory of the run, `run_dir` of `fit`.
+        program: Model or guide. It is traced, on shapes alone, for the parameters and modules that it declares.
+        *args: Arguments of the program.
+
+    Returns:
+        Value of each parameter that the program declares, by name, constrained; what `Fit.params` holds of them.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+        TypeError: program is no function.
+        ValueError: the checkpoint is damaged, or of another program.
+    """
+    if not callable(program):
+        raise TypeError(f"Expected `program` to be the model or guide that was fitted; got {type(program).__name__}.")
+    checkpoint = newest_checkpoint(Path(run_dir))
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"Expected a checkpoint of a fit in {Path(run_dir)}; there is none. fit(run_dir=...) saves them."
+        )
+
+    def unconstrained() -> dict[str, Any]:
+        return {name: transform.inv(value) for name, (value, transform) in _declared(program, args).items()}
+
+    average = checkpoint.restore({"average": jax.eval_shape(unconstrained)})["average"]
+    # Traced anew, as a constraint may be made of arrays of its trace; XLA drops all of the program but those.
+    return jax.jit(
+        lambda average: {name: transform(average[name]) for name, (_, transform) in _declared(program, args).items()}
+    )(average)
+
+
+def _declared(program: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, tuple[Any, Any]]:
+    """Value of each parameter that a program declares, and the bijection to its constraint."""
+    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
+        program(*args)
+    params = {name: site for name, site in trace.items() if site["type"] == "param"}
+    if not params:
+        raise ValueError("Expected a program that declares parameters; it has none.")
+    return {
+        name: (site["value"], biject_to(site["kwargs"].get("constraint", constraints.real)))
+        for name, site in params.items()
+    }

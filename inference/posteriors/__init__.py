@@ -1,0 +1,15 @@
+"""Posteriors p(x) r(x) by sequential Monte Carlo along a reverse chain, r being the rest of the program.
+
+`particles.smc` is where to start. `conditioning` takes the program apart into the chain and r; a twist (`twists`) tells
+each particle what r will say of it, and proposes its step back (`proposals`), for each kind of state by its guidance;
+`resampling` picks the survivors; and what is left is a `posterior.Posterior`. `perturbation` is the paper's
+own sampler.
+"""
+
+from dpm_ppl.inference.posteriors.particles import smc as smc
+from dpm_ppl.inference.posteriors.perturbation import perturbed_chain as perturbed_chain
+from dpm_ppl.inference.posteriors.posterior import Posterior as Posterior
+from dpm_ppl.inference.posteriors.twists import constant as constant
+from dpm_ppl.inference.posteriors.twists import denoised as denoised
+from dpm_ppl.inference.posteriors.twists import tempered as tempered
+from dpm_ppl.inference.posteriors.twists import widened as widened

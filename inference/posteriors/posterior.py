@@ -1,0 +1,277 @@
+"""A posterior as weighted particles, with its evidence and what tells whether to trust them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from dpm_ppl.inference.psis import psis
+from dpm_ppl.inference.records import record, variable, write
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Weighted particles of p(x) r(x) / Z. Under `jax.vmap` every array has the axes of the batch in front.
+
+    Attributes:
+        samples: Data x^0, shape (num_particles, *event).
+        log_weight: Log weights of `samples` in nats, shape (num_particles,); of any scale.
+        log_evidence: log Z_hat in nats, scalar; exp of it is an unbiased estimate of Z.
+        log_evidence_se: Its standard error by the delta method, from the particles' ancestry in this one run: that of
+            multinomial resampling, so somewhat large for the systematic one used; too small, by a quarter to a third
+            over ten bits in five steps, where now and then a weight is large. It is never above 1, nor worth much above
+            one half; and 0 where the estimated variance is below 0, as it can be when few ancestors are left. Source:
+            Lee and Whiteley 2018, eq. 8.
+        latents: The program's other latent variables, each of shape (num_particles, ...).
+        ess: Kish's effective sample size of the weights of x^t before any resampling, t = 0..T, shape (T + 1,).
+        tail: The largest log weights at each t, from which `khat` is taken, shape (T + 1, tail).
+        num_ancestors: How many particles of the start have descendants with a weight at t, shape (T + 1,); where few
+            are left, latent variables and far-back states are known from few draws.
+        num_nan: Weights that were NaN or +inf at t, shape (T + 1,); they count as zero.
+        resampled: Whether the particles were resampled at t, shape (T + 1,).
+    """
+
+    samples: Array
+    log_weight: Array
+    log_evidence: Array
+    log_evidence_se: Array
+    latents: dict[str, Array]
+    ess: Array
+    tail: Array
+    num_ancestors: Array
+    num_nan: Array
+    resampled: Array
+
+    @property
+    def num_particles(self) -> int:
+        """Number of particles."""
+        return self.log_weight.shape[-1]
+
+    @property
+    def weight(self) -> Array:
+        """Normalised weights, shape (num_particles,)."""
+        return jax.nn.softmax(self.log_weight)
+
+    @property
+    def khat(self) -> np.ndarray:
+        """Tail shape of the weights of x^t by `psis`, t = 0..T, shape (T + 1,): above 0.7 trust nothing."""
+        tail = np.asarray(self.tail, np.float64)
+        rows = tail.reshape(-1, tail.shape[-1])
+        # The fit reads the tail alone: the other weights may stand at its foot.
+        filler = np.repeat(rows[:, -1:], self.num_particles - rows.shape[-1], -1)
+        return psis(np.concatenate([rows, filler], -1).T)[1].reshape(tail.shape[:-1])
+
+    def mean(self) -> Array:
+        """Posterior mean of x^0, shape (*event)."""
+        self._check_single()
+        return jnp.tensordot(self.weight, self.samples, 1)
+
+    def covariance(self) -> Array:
+        """Posterior covariance of x^0 laid flat, shape (D, D)."""
+        self._check_single()
+        off = (self.samples - self.mean()).reshape(self.num_particles, -1)
+        return jnp.einsum("n,ni,nj->ij", self.weight, off, off)
+
+    def resample(self, key: Array, num: int) -> Array:
+        """Draws from the posterior with equal weights, independent given the particles, shape (num, *event).
+
+        Raises:
+            ValueError: num is less than 1, or this is a batch of posteriors.
+        """
+        self._check_single()
+        if num < 1:
+            raise ValueError(f"Expected `num` to be at least 1; got {num}.")
+        return self.samples[jax.random.categorical(key, self.log_weight, shape=(num,))]
+
+    def check(self) -> None:
+        """Says at which step the weights failed.
+
+        Raises:
+            ValueError: all weights are zero, or some NaN, at a step.
+        """
+        nan, ess = np.asarray(self.num_nan), np.asarray(self.ess)
+        for t in range(ess.shape[-1] - 1, -1, -1):
+            if (count := int(nan[..., t].max())) > 0:
+                raise ValueError(
+                    f"Expected finite log r and gradients; {count} of {self.num_particles} particles have NaN at "
+                    f"t = {t} of {ess.shape[-1] - 1}. Look for a log or a root of 0, or 0 * inf, in the observations."
+                )
+            if (ess[..., t] == 0).any():
+                raise ValueError(
+                    f"Expected a particle with r > 0; all weights are zero at t = {t} of {ess.shape[-1] - 1}. Either "
+                    "the observation is impossible, or r is zero at nearly all data: soften it (more noise), take more "
+                    "particles, or a twist that does not look ahead (tempered())."
+                )
+
+    def summary(self) -> dict[str, float]:
+        """The evidence and its error in nats and bits, the least ESS, the largest k-hat, the surviving ancestors."""
+        self._check_single()
+        khat = self.khat
+        error = float(self.log_evidence_se)
+        return {
+            "num_particles": self.num_particles,
+            "log_evidence_nats": float(self.log_evidence),
+            "log_evidence_nats_se": error,
+            "log_evidence_bits": float(self.log_evidence) / float(np.log(2)),
+            "log_evidence_bits_se": error / float(np.log(2)),
+            "ess": float(self.ess[0]),
+            "least_ess": float(jnp.min(self.ess)),
+            "khat": float(khat[0]),
+            "largest_khat": float(np.nanmax(khat)) if np.isfinite(khat).any() else float("nan"),
+            "num_ancestors": int(self.num_ancestors[0]),
+            "num_resampled": int(jnp.sum(self.resampled)),
+        }
+
+    def _check_single(self) -> None:
+        if self.log_weight.ndim != 1:
+            raise ValueError(
+                f"Expected the posterior of one observation; got a batch of {self.log_weight.shape[:-1]}. Take one, "
+                "jax.tree.map(lambda leaf: leaf[i], posterior), or each, jax.vmap(lambda p: p.mean())(posterior)."
+            )
+
+    def to_arviz(
+        self,
+        *,
+        key: Array | None = None,
+        num: int | None = None,
+        observed: Mapping[str, ArrayLike] | None = None,
+    ) -> Any:
+        """A posterior as ArviZ's `InferenceData` (0.23) or `xarray.DataTree` (1.x): the same groups, names and units.
+
+        Args:
+            key: Random key of the draws; by default one and the same.
+            num: Number of draws; by default that of the particles.
+            observed: What was observed, to be kept beside: arrays by name, each of the shape (*event) of a datum, with
+                the batch in front where there is one.
+
+        Returns:
+            Groups `posterior`, with `x` (the datum x^0) and the latent variables, of dims (chain, draw, ...): equally
+            weighted, as ArviZ's functions expect, being particles resampled systematically. They are in the particles'
+            order, so that a particle's copies stand together, as do its kin: ArviZ's effective sample sizes and
+            standard errors, which go by autocorrelation, see them. `particles`, the weighted ones, of dims (particle,
+            ...), with `log_weight`, which is in `sample_stats` too. `steps`, of dims (t,), t = 0..T, with `ess`,
+            `khat`, `num_ancestors`, `num_nan` and `resampled`. `evidence`, with `log_evidence` and `log_evidence_se`.
+            And `observed_data`, where it was given. Of a batch each variable has the dim `datum` (after `draw`,
+            `particle` or `t`). Each says its units.
+
+        Raises:
+            ValueError: the posterior is of a batch of more than one axis; num is less than 1; a latent variable is
+                called x or log_weight; something observed is of another shape.
+        """
+        return record(_groups(self, key, num, observed or {}), about=_ABOUT)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        key: Array | None = None,
+        num: int | None = None,
+        observed: Mapping[str, ArrayLike] | None = None,
+    ) -> Path:
+        """Writes a posterior as netCDF, all of it or nothing; ArviZ of either version or xarray opens it.
+
+        Args:
+            path: The file. One that is there is replaced when the new one is complete.
+            key: As in `to_arviz`, and so are the others.
+            num: Number of draws.
+            observed: What was observed.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: it cannot be written; a file that was there is as it was.
+            ValueError: as in `to_arviz`.
+        """
+        return write(path, _groups(self, key, num, observed or {}), about=_ABOUT)
+
+
+_ABOUT = {"title": "Posterior of a diffusion model by sequential Monte Carlo", "inference_library": "dpm_ppl"}
+
+_OURS = ("x", "log_weight")
+
+
+def _groups(
+    posterior: Posterior, key: Array | None, num: int | None, observed: Mapping[str, ArrayLike]
+) -> dict[str, Any]:
+    """The data sets of `to_arviz`, by group."""
+    import xarray as xr
+
+    batch = np.shape(posterior.log_evidence)
+    if len(batch) > 1:
+        raise ValueError(f"Expected one posterior, or a batch of one axis; got one of shape {batch}. Take them apart.")
+    if clash := [name for name in posterior.latents if name in _OURS]:
+        raise ValueError(f"Expected latent variables called neither x nor log_weight; got {', '.join(clash)}. Rename.")
+    draws = _draws(
+        posterior, jax.random.key(0) if key is None else key, posterior.num_particles if num is None else num
+    )
+    num_particles, num_steps = posterior.num_particles, posterior.ess.shape[-1]
+    datum = {"datum": np.arange(batch[0])} if batch else {}
+
+    def of(first: str, value: ArrayLike, name: str, units: str, *, event: str = "event") -> Any:
+        """A variable whose first dim after the batch is `first`, or which has none; the batch is put behind it."""
+        array = np.asarray(value)
+        rest = [f"{event}_{i}" for i in range(array.ndim - len(batch) - bool(first))]
+        array = np.moveaxis(array, 0, 1) if batch and first else array
+        return variable((*([first] if first else []), *datum, *rest), array, name, units)
+
+    def latents(first: str, values: Mapping[str, Array]) -> dict[str, Any]:
+        named = {name.replace("/", "."): value for name, value in values.items()}  # a group may not look nested
+        return {name: of(first, value, "a latent variable", "1", event=name) for name, value in named.items()}
+
+    log_weight = of("particle", posterior.log_weight, "log weight, of any scale", "nats")
+    x, drawn_latents = draws
+    drawn = {"x": of("draw", x, "x^0, equally weighted", "1"), **latents("draw", drawn_latents)}
+    weighted = {"x": of("particle", posterior.samples, "x^0, with weights", "1"), "log_weight": log_weight}
+    steps = {
+        "ess": of("t", posterior.ess, "effective sample size of the weights (Kish)", "particles"),
+        "khat": of("t", posterior.khat, "shape of the weights' right tail (PSIS)", "1"),
+        "num_ancestors": of("t", posterior.num_ancestors, "particles of the start that have descendants", "particles"),
+        "num_nan": of("t", posterior.num_nan, "weights that are NaN and count as zero", "particles"),
+        "resampled": of("t", posterior.resampled, "whether the particles were resampled", "1"),
+    }
+    evidence = {
+        "log_evidence": of("", posterior.log_evidence, "log Z of p(x) r(x)", "nats"),
+        "log_evidence_se": of("", posterior.log_evidence_se, "standard error of `log_evidence`", "nats"),
+    }
+    particle = {"particle": np.arange(num_particles), **datum}
+    groups = {
+        "posterior": xr.Dataset(drawn, {"draw": np.arange(x.shape[len(batch)]), **datum}).expand_dims(chain=[0]),
+        "sample_stats": xr.Dataset({"log_weight": log_weight}, particle),
+        "particles": xr.Dataset({**weighted, **latents("particle", posterior.latents)}, particle),
+        "steps": xr.Dataset(steps, {"t": np.arange(num_steps), **datum}),
+        "evidence": xr.Dataset(evidence, datum),
+    }
+    shape = (*batch, *posterior.samples.shape[len(batch) + 1 :])
+    for name, value in observed.items():
+        if np.shape(value) != shape:
+            raise ValueError(f"Expected what was observed, {name!r}, of shape {shape}; got {np.shape(value)}.")
+    if observed:
+        kept = {name: of("", value, "what was observed of x^0", "1") for name, value in observed.items()}
+        groups["observed_data"] = xr.Dataset(kept, datum)
+    return groups
+
+
+def _draws(posterior: Posterior, key: Array, num: int) -> tuple[Array, dict[str, Array]]:
+    """Data and latent variables with equal weights: particles resampled systematically, in their order."""
+    from dpm_ppl.inference.posteriors.resampling import systematic
+
+    if num < 1:
+        raise ValueError(f"Expected `num` to be at least 1; got {num}.")
+
+    def one(log_weight: Array, values: Any, key: Array) -> Any:
+        rows = systematic(jax.nn.softmax(log_weight), key, num)
+        return jax.tree.map(lambda leaf: leaf[rows], values)
+
+    values = (posterior.samples, posterior.latents)
+    if posterior.log_weight.ndim == 1:
+        return one(posterior.log_weight, values, key)
+    return jax.vmap(one)(posterior.log_weight, values, jax.random.split(key, len(posterior.log_weight)))

@@ -1,0 +1,111 @@
+"""How a particle steps back, x^t to x^(t-1): draws from a proposal q, with log p - log q of the reverse step p.
+
+Each is a record of arrays for one particle, so that `jax.vmap` makes and draws many and resampling takes rows.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+
+DEFENSIVE = 0.1  # share of a Bernoulli proposal that is the reverse step
+
+
+def _record(*static: str) -> Any:
+    def register(cls: Any) -> Any:
+        names = [name for name in cls.__dataclass_fields__ if name not in static]
+        return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=list(static))
+
+    return register
+
+
+@_record()
+@dataclass(frozen=True, eq=False)
+class Unguided:
+    """The reverse step itself.
+
+    Attributes:
+        p: The reverse step.
+    """
+
+    p: dist.Distribution
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """A state of shape (*event), and log p - log q, which is 0."""
+        return self.p.sample(key), jnp.zeros(())
+
+
+@_record("event_shape")
+@dataclass(frozen=True, eq=False)
+class NormalMove:
+    """A normal proposal in blocks: x = loc + scale_tril (shift + factor e), with e standard normal.
+
+    Attributes:
+        loc: Mean of the reverse step, shape (num_blocks, size).
+        scale_tril: Its factor, shape (num_blocks, size, size).
+        shift: Shift of the proposal in units of the reverse step, shape (num_blocks, size).
+        factor: Triangular matrix of the proposal in those units, shape (num_blocks, size, size).
+        log_p_known: log density, in nats, of coordinates that are known and not drawn.
+        p: The reverse step where it is no normal of that mean and covariance; else None.
+        event_shape: Shape of a state.
+    """
+
+    loc: Array
+    scale_tril: Array
+    shift: Array
+    factor: Array
+    log_p_known: Array
+    p: dist.Distribution | None
+    event_shape: tuple[int, ...]
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """A state of shape (*event), and log p - log q in nats."""
+        e = jax.random.normal(key, self.loc.shape, self.loc.dtype)
+        z = self.shift + jnp.einsum("bij,bj->bi", self.factor, e)
+        x = (self.loc + jnp.einsum("bij,bj->bi", self.scale_tril, z)).reshape(self.event_shape)
+        log_q = -0.5 * jnp.sum(e**2) - _log_det(self.factor)  # in units of the reverse step, less a constant
+        if self.p is None:
+            return x, self.log_p_known - 0.5 * jnp.sum(z**2) - log_q
+        constant = _log_det(self.scale_tril) + 0.5 * e.size * math.log(2 * math.pi)
+        return x, self.p.log_prob(x) + constant - log_q
+
+
+@_record()
+@dataclass(frozen=True, eq=False)
+class BernoulliMove:
+    """A factorised Bernoulli proposal, now and then replaced by the reverse step itself, so that p / q is bounded.
+
+    Attributes:
+        p: The reverse step, a factorised Bernoulli.
+        logits: Logits of the proposal, shape (*event).
+        unguided: Logits of what replaces it: those of p, but for coordinates that are known.
+    """
+
+    p: dist.Distribution
+    logits: Array
+    unguided: Array
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """A state of shape (*event), and log p - log q in nats.
+
+        Source: Hesterberg 1995 (defensive mixtures).
+        """
+        which_key, key = jax.random.split(key)
+        guided, unguided = (
+            dist.Bernoulli(logits=logits).to_event(logits.ndim) for logits in (self.logits, self.unguided)
+        )
+        defends = jax.random.bernoulli(which_key, DEFENSIVE)
+        x = jnp.where(defends, unguided.sample(key), guided.sample(key))
+        log_q = jnp.logaddexp(math.log1p(-DEFENSIVE) + guided.log_prob(x), math.log(DEFENSIVE) + unguided.log_prob(x))
+        return x, self.p.log_prob(x) - log_q
+
+
+Move = Unguided | NormalMove | BernoulliMove
+
+
+def _log_det(triangular: Array) -> Array:
+    return jnp.sum(jnp.log(jnp.diagonal(triangular, axis1=-2, axis2=-1)))

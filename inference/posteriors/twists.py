@@ -1,0 +1,160 @@
+r"""Twists: positive functions r_t of the state x^t, with r_0 = r, that tell a particle early what r will say of it.
+
+Any twist leaves the posterior and its evidence exact; a good one, near E[r(x^0) | x^t], keeps the weights even. Each is
+an object, named like NumPyro's handlers, with three methods for one particle; one of your own needs the same three.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+
+from dpm_ppl.inference.posteriors import bernoulli_guidance, gaussian_guidance
+from dpm_ppl.inference.posteriors.conditioning import Target
+from dpm_ppl.inference.posteriors.proposals import Move, Unguided
+
+
+class Twist(Protocol):
+    """What `smc` needs of a twist."""
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T, as if pi were a reverse step."""
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """Log r_t(x^t) in nats, and the move to x^(t-1), for t = 2..T."""
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """The same at t = 1, where the step is `decode` and r_0 = r."""
+
+
+@dataclass(frozen=True)
+class widened:
+    """r averaged over the uncertainty of x^0 given x^t; the default.
+
+    Gaussian diffusion: x^0 given x^t is taken as a normal, and log r to second order at its mean, which is exact where
+    r is Gaussian under a linear map. The mean is that of the reverse step undone, x0 = (mean - c1 x^t) / c0; the
+    covariance is (1 - alpha_bar_t) / sqrt(alpha_bar_t) dx0/dx^t (Tweedie's second order), in events of at most 16
+    coordinates, and (1 - alpha_bar_t) I in larger ones, where r is taken coordinate by coordinate. Bernoulli diffusion:
+    r is expanded in single flips at the likeliest x^0, which is exact where it factorises. Coordinates that are known
+    exactly, by an observed `Delta`, follow the forward chain's conditional.
+
+    Args:
+        full: Whether the covariance of x^0 is kept whole; by default where the event has at most 16 coordinates. Ask
+            for it, where memory for the square of them allows, if r mixes coordinates of a larger event, as blurring or
+            pooling does: taken one by one, the particles' weights become uneven (`Posterior.ess` tells).
+
+    Source: Wu et al. 2023 (twisted diffusion sampler), widened; for the covariance Boys et al. 2023.
+    """
+
+    full: bool | None = None
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T: from pi."""
+        return Unguided(target.diffusion.kernel.stationary())
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """Log r_t(x^t), and the guided move to x^(t-1)."""
+        if target.diffusion.kernel.stationary().support.is_discrete:
+            return bernoulli_guidance.posterior_step(target.diffusion.reverse(x, t), target, x, t)
+        return gaussian_guidance.posterior_step(target, x, t, full=gaussian_guidance.is_full(x, full=self.full))
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """Log E[r(x^0) | x^1], and the move that draws x^0."""
+        p = target.diffusion.decode(x)
+        if bernoulli_guidance.applies(p):
+            return bernoulli_guidance.product(p, target.log_r, target.known)
+        return gaussian_guidance.product(
+            p, target.log_r, target.known, full=gaussian_guidance.is_full(x, full=self.full)
+        )
+
+
+@dataclass(frozen=True)
+class denoised:
+    """r at the predicted x^0, as if it were certain: fails where r is narrow or the observation far out.
+
+    The proposal is the reverse step shifted by Sigma grad log r, at most two standard deviations in root mean square.
+
+    Source: Wu et al. 2023, eq. 9.
+    """
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T: from pi."""
+        return Unguided(target.diffusion.kernel.stationary())
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """Log r(x0), and the shifted move to x^(t-1)."""
+        p = target.diffusion.reverse(x, t)
+        if bernoulli_guidance.applies(p):
+            _, move = bernoulli_guidance.posterior_step(p, target, x, t)
+            return target.log_r(bernoulli_guidance.likeliest(p, target, x, t)), move
+
+        def log_r(x: Array) -> Array:
+            return target.log_r(gaussian_guidance.predicted(target, x, t))
+
+        value, slope = jax.value_and_grad(log_r)(x)
+        return value, gaussian_guidance.shifted(p, slope)
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """Log r at the mean of x^0 given x^1, and the move that draws x^0."""
+        p = target.diffusion.decode(x)
+        _, move = widened().last(target, x)
+        if bernoulli_guidance.applies(p):
+            return target.log_r(bernoulli_guidance.mode(p)), move
+        return target.log_r(p.mean), move
+
+
+@dataclass(frozen=True)
+class tempered:
+    """r^((T - t)/T) of the state itself, as if x^t were the datum: needs nothing of the kernel.
+
+    The proposal is the product of the reverse step and r, expanded at the step's mean (Gaussian) or in single flips
+    (Bernoulli), and the reverse step itself for any other.
+
+    Source: Sohl-Dickstein et al. 2015, section 2.5 and app. C.
+    """
+
+    def power(self, t: Array, num_steps: int) -> Array:
+        """The power of r at t."""
+        return 1 - jnp.asarray(t) / num_steps
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T: from pi times r_T."""
+        num_steps = target.diffusion.num_steps
+        return self._product(target, target.diffusion.kernel.stationary(), jnp.asarray(num_steps))
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """The power of log r(x^t), and the move to x^(t-1)."""
+        value = self._log_r(target, x, t)
+        return value, self._product(target, target.diffusion.reverse(x, t), t - 1)
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """The same at t = 1."""
+        value = self._log_r(target, x, jnp.asarray(1))
+        return value, self._product(target, target.diffusion.decode(x), jnp.asarray(0))
+
+    def _log_r(self, target: Target, x: Array, t: Array) -> Array:
+        power = self.power(t, target.diffusion.num_steps)
+        return jnp.where(power > 0, jnp.where(power > 0, power, 1.0) * target.log_r(x), 0.0)  # also where r is 0
+
+    def _product(self, target: Target, p: dist.Distribution, t: Array) -> Move:
+        def log_r(x: Array) -> Array:
+            return self._log_r(target, x, t)
+
+        if bernoulli_guidance.applies(p):
+            return bernoulli_guidance.product(p, log_r, None)[1]
+        if gaussian_guidance.applies(p):
+            full = gaussian_guidance.is_full(jnp.zeros(p.event_shape))
+            return gaussian_guidance.product(p, log_r, None, full=full)[1]
+        return Unguided(p)
+
+
+@dataclass(frozen=True)
+class constant(tempered):
+    """r of the state itself at every t, the paper's: its weights have no variance to speak of only where r is wide."""
+
+    def power(self, t: Array, num_steps: int) -> Array:
+        """The power of r at t, 1."""
+        return jnp.ones(())

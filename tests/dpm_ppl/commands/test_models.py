@@ -1,0 +1,11 @@
+"""`dpm models`."""
+
+from dpm_ppl.commands import find
+from tests.dpm_ppl.commands.test_fit import dpm
+
+
+def test_models_lists_the_programs():
+    done = dpm("models")
+    assert done.exit_code == 0
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert lines == find.known()

@@ -1,0 +1,92 @@
+"""Weighing and resampling: expected counts, and estimates that resampling leaves as they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from dpm_ppl.inference.posteriors.particles import FORBIDDEN, Cloud, Step, arrive, finish, positive, resample
+from dpm_ppl.inference.posteriors.proposals import Unguided
+from dpm_ppl.inference.psis import psis
+from tests.oracles import worst
+
+SHARE = np.array([0.0, 0.31, 0.02, 0.0, 0.45, 0.13, 0.09, 0.0])
+
+
+def cloud(log_weight, **changes):
+    log_weight = jnp.asarray(log_weight)
+    num = len(log_weight)
+    x = jnp.arange(float(num))[:, None]
+    whole = Cloud(x, {}, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
+    return whole._replace(**changes)
+
+
+def steps(log_r):
+    log_r = jnp.asarray(log_r)
+    p = jax.vmap(lambda log_r: dist.Normal(log_r[None], 1.0, validate_args=False).to_event(1))(log_r)
+    return Step(log_r, Unguided(p))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_resampling_leaves_the_estimates_as_they_are(threshold):
+    log_weight, value = jnp.log(SHARE[SHARE > 0]) + 2.0, jnp.array([3.0, -1.0, 0.5, 2.0, 7.0])
+    start = cloud(log_weight, log_evidence=jnp.asarray(0.7))
+    ess = 1 / (SHARE**2).sum()
+    assert 0.5 < ess / 5 < 1
+
+    def one(key):
+        after, moved, needed = resample(start, steps(value), key=key, threshold=threshold)
+        weight = jnp.exp(after.log_weight + after.log_evidence)
+        return jnp.mean(weight), jnp.mean(weight * moved.log_r), (after, moved, needed)
+
+    total, of_value, (after, moved, needed) = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 4000))
+    weight = np.exp(log_weight + 0.7)
+    np.testing.assert_allclose(total, weight.mean(), rtol=1e-9)
+    assert worst(of_value, (weight * value).mean()) < 3
+    assert (needed == (threshold == 1)).all()
+    assert (after.num_resampled == needed).all()
+    if threshold < 1:
+        np.testing.assert_array_equal(after.log_weight, np.broadcast_to(log_weight, after.log_weight.shape))
+    np.testing.assert_array_equal(
+        moved.move.p.base_dist.loc[..., 0], value[after.eve]
+    )  # rows of moves and states go together
+    np.testing.assert_array_equal(after.x[..., 0], after.eve)
+
+
+@pytest.mark.parametrize("num", [20, 50, 400])
+@pytest.mark.parametrize("tail", [0.0, 0.3, 1.2])
+def test_khat_and_ess_of_the_kept_tail_are_those_of_all_weights(num, tail):
+    rng = np.random.default_rng(num)
+    log_weight = tail * rng.exponential(size=num) + 3.0 if tail else np.full(num, -2.0)
+    arrived, diagnosis = arrive(cloud(np.zeros(num)), jnp.asarray(log_weight))
+    one = diagnosis, jnp.zeros((), bool)
+    p = finish(arrived, [one, one], jax.tree.map(lambda leaf: leaf[None][:0], one))
+    np.testing.assert_allclose(p.khat, np.repeat(psis(log_weight[:, None])[1], 2), rtol=1e-9)
+    weight = np.exp(log_weight)
+    np.testing.assert_allclose(p.ess, weight.sum() ** 2 / (weight**2).sum(), rtol=1e-9)
+    np.testing.assert_allclose(p.log_evidence, np.log(weight.mean()), rtol=1e-9, atol=1e-12)
+    # Without resampling the standard error is that of a mean, by the delta method.
+    error = np.std(weight, ddof=1) / np.mean(weight) / np.sqrt(num)
+    np.testing.assert_allclose(p.log_evidence_se, error, rtol=1e-6, atol=1e-7)
+
+
+def test_nan_weights_are_counted_and_do_not_spread():
+    arrived, diagnosis = arrive(cloud(np.zeros(4)), jnp.array([0.3, jnp.nan, jnp.inf, -jnp.inf]))
+    np.testing.assert_array_equal(arrived.log_weight, [0.3, -np.inf, -np.inf, -np.inf])
+    assert (int(diagnosis.num_nan), float(diagnosis.ess), int(diagnosis.num_ancestors)) == (2, 1.0, 1)
+    _, diagnosis = arrive(cloud(np.zeros(4)), jnp.full(4, -jnp.inf))
+    assert (int(diagnosis.num_nan), float(diagnosis.ess), int(diagnosis.num_ancestors)) == (0, 0.0, 0)
+
+
+def test_ancestors_are_counted_by_those_with_a_weight():
+    arrived = cloud(np.zeros(4), eve=jnp.array([2, 2, 0, 3]))
+    _, diagnosis = arrive(arrived, jnp.array([0.0, -1.0, 0.5, -jnp.inf]))
+    assert int(diagnosis.num_ancestors) == 2
+
+
+def test_a_twist_of_zero_is_made_positive():
+    log_r = positive(steps(np.array([1.0, -np.inf, -3.0]))).log_r
+    np.testing.assert_array_equal(log_r, [1.0, 1.0 - FORBIDDEN, -3.0])
+    assert np.isfinite(positive(steps(np.full(3, -np.inf))).log_r).all()
+    assert np.isnan(positive(steps(np.array([np.nan, 0.0]))).log_r[0])

@@ -1,0 +1,50 @@
+"""Proposals draw what they say, and weigh it by log p - log q."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, BernoulliMove, NormalMove, Unguided
+from tests.oracles import STATES, worst
+
+LOC, TRIL = jnp.array([[0.4, -1.2]]), jnp.array([[[0.8, 0.0], [0.3, 0.5]]])
+SHIFT, FACTOR = jnp.array([[0.6, -0.9]]), jnp.array([[[0.7, 0.2], [-0.4, 0.9]]])
+KEYS = jax.random.split(jax.random.key(0), 20_000)
+
+
+def draws(move):
+    return jax.jit(jax.vmap(move.draw))(KEYS)
+
+
+@pytest.mark.parametrize("factor", [jnp.tril(FACTOR), jnp.swapaxes(jnp.tril(FACTOR), -1, -2)])
+@pytest.mark.parametrize("p", [None, dist.MultivariateNormal(jnp.array([0.1, -1.0]), scale_tril=0.9 * jnp.eye(2))])
+def test_a_normal_move_is_weighed_by_the_ratio_of_densities(factor, p):
+    x, log_ratio = draws(NormalMove(LOC, TRIL, SHIFT, factor, jnp.asarray(0.25), p, (2,)))
+    whole = TRIL[0] @ factor[0]
+    q = dist.MultivariateNormal(LOC[0] + TRIL[0] @ SHIFT[0], whole @ whole.T)
+    over = dist.MultivariateNormal(LOC[0], scale_tril=TRIL[0]) if p is None else p
+    known = 0.25 if p is None else 0.0  # the density of known coordinates, of normal steps alone
+    np.testing.assert_allclose(log_ratio, over.log_prob(x) - q.log_prob(x) + known, rtol=1e-7, atol=1e-9)
+    off = x - q.mean
+    assert worst((x, off[:, :, None] * off[:, None, :]), (q.mean, q.covariance_matrix)) < 3
+
+
+def test_a_bernoulli_move_is_a_defended_proposal():
+    p = dist.Bernoulli(logits=jnp.array([0.4, -1.1, 2.0])).to_event(1)
+    logits = jnp.array([-3.0, 1.0, 0.2])
+    x, log_ratio = draws(BernoulliMove(p, logits, p.base_dist.logits))
+    guided = np.exp(dist.Bernoulli(logits=logits).to_event(1).log_prob(STATES))
+    unguided = np.exp(p.log_prob(STATES))
+    q = (1 - DEFENSIVE) * guided + DEFENSIVE * unguided
+    state = x @ jnp.array([4, 2, 1])
+    assert worst(jax.nn.one_hot(state, 8), q) < 3
+    np.testing.assert_allclose(log_ratio, np.log(unguided / q)[state], rtol=1e-9)
+    assert log_ratio.max() < -np.log(DEFENSIVE)
+
+
+def test_an_unguided_move_has_no_weight():
+    x, log_ratio = draws(Unguided(dist.Normal(jnp.array([0.4, -1.2]), 0.5).to_event(1)))
+    assert (log_ratio == 0).all()
+    assert worst(x, np.array([0.4, -1.2])) < 3
