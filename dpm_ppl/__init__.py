@@ -18,5 +18,7 @@ from dpm_ppl.kernels import CategoricalKernel as CategoricalKernel
 from dpm_ppl.kernels import ClosedFormKernel as ClosedFormKernel
 from dpm_ppl.kernels import GaussianKernel as GaussianKernel
 from dpm_ppl.kernels import Kernel as Kernel
+from dpm_ppl.pair import single_chain as single_chain
+from dpm_ppl.statements import Statement as Statement
 from dpm_ppl.statements import forward_chain as forward_chain
 from dpm_ppl.statements import reverse_chain as reverse_chain

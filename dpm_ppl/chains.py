@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.util import is_prng_key
 
+from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels.kernel import Kernel
 
@@ -183,8 +184,7 @@ def reverse_states(
         ValueError: num_samples is less than 1, or a time lies outside 0..T.
     """
     times = _check(diffusion, times)
-    if num_samples < 1:
-        raise ValueError(f"Expected `num_samples` to be at least 1; got {num_samples}.")
+    num_samples = require_count("num_samples", num_samples)
 
     def back(t: Array, x: Array) -> Array:
         return diffusion.reverse(x, t).sample(jax.random.fold_in(key, t))

@@ -10,10 +10,10 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro import handlers
 from numpyro.distributions import constraints
 
 from dpm_ppl.kernels.kernel import Kernel, is_concrete
+from dpm_ppl.tracing import trace_shapes
 
 Reverse = Callable[[Array, Array], dist.Distribution]
 Decode = Callable[[Array], dist.Distribution]
@@ -79,6 +79,9 @@ class Diffusion:
         return self.kernel.event_shape
 
 
+Definition = Callable[[], Diffusion]  # declares parameters, as a program does, and returns the record
+
+
 _BATCH = (3, 2)  # of states that steps are tried on
 
 
@@ -111,18 +114,11 @@ def _state(kernel: Kernel) -> Any:
 
 def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
     """Runs a law on shapes alone, and returns what it does; one that declares sites is refused."""
-    returned = []
-
-    def call(*arguments: Array) -> None:
-        with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-            returned.append((law(*arguments), list(trace)))
-
-    jax.eval_shape(call, *arguments)
-    result, sites = returned[-1]
+    result, sites = trace_shapes(law, *arguments)
     if sites:
         raise ValueError(
-            f"Expected `{name}` to be a plain function of its arguments; it declares the sites {sites}. Inside a scan "
-            "they would silently keep their initial values: declare them outside it, where the Diffusion is made."
+            f"Expected `{name}` to be a plain function of its arguments; it declares the sites {list(sites)}. Inside a "
+            "scan they would silently keep their initial values: declare them outside it, where the Diffusion is made."
         )
     return result
 

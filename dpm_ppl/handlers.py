@@ -13,9 +13,8 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
-from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels.kernel import Kernel, has_closed_forms
-from dpm_ppl.statements import datum, decode_first
+from dpm_ppl.statements import Statement, decode, decode_first
 
 Weight = Callable[[Any, Array], Array]
 
@@ -66,21 +65,8 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
     def process_message(self, msg: dict[str, Any]) -> None:
         """Replaces what a chain statement declares; every other message passes."""
         if msg["type"] in _READINGS:
-            diffusion: Diffusion = msg["args"][1]
-            most = diffusion.num_steps - 1
-            if self.size is not None and self.size > most:
-                raise ValueError(f"Expected `size` of subsample_steps to be at most T - 1 = {most}; got {self.size}.")
             terms, transitions = _READINGS[msg["type"]]
-            if has_closed_forms(diffusion.kernel):
-                msg["fn"] = partial(terms, size=self.size, weight=self.weight)
-            elif self.weight is None:
-                msg["fn"] = partial(transitions, size=self.size)
-            else:
-                raise ValueError(
-                    f"Expected no `weight` for {type(diffusion.kernel).__name__}, a kernel without `marginal` and "
-                    "`posterior`: its terms are log density ratios along a trajectory, and only their plain sum is a "
-                    "divergence."
-                )
+            msg["fn"] = partial(_read, terms=terms, transitions=transitions, size=self.size, weight=self.weight)
         elif msg["type"] == "sample" and "chain" in msg["infer"]:
             msg["chain"] = msg["infer"]["chain"]
 
@@ -103,8 +89,32 @@ class _Given(dist.ImproperUniform):
         )
 
 
-def _forward_terms(name: str, diffusion: Diffusion, x0: Array, *, size: int | None, weight: Weight | None) -> None:
-    kernel: Any = diffusion.kernel
+def _read(
+    statement: Statement,
+    *,
+    terms: Callable[..., Any],
+    transitions: Callable[..., Any],
+    size: int | None,
+    weight: Weight | None,
+) -> Any:
+    """Reads a statement as terms of the bound, or as transitions where its kernel has no closed forms."""
+    kernel = statement.diffusion.kernel
+    most = kernel.num_steps - 1
+    if size is not None and size > most:
+        raise ValueError(f"Expected `size` of subsample_steps to be at most T - 1 = {most}; got {size}.")
+    if has_closed_forms(kernel):
+        return terms(statement, size=size, weight=weight)
+    if weight is None:
+        return transitions(statement, size=size)
+    raise ValueError(
+        f"Expected no `weight` for {type(kernel).__name__}, a kernel without `marginal` and `posterior`: its terms are "
+        "log density ratios along a trajectory, and only their plain sum is a divergence."
+    )
+
+
+def _forward_terms(statement: Statement, *, size: int | None, weight: Weight | None) -> None:
+    name, x0 = statement.name, statement.x0
+    kernel: Any = statement.diffusion.kernel
     x1 = _point(f"{name}_first", kernel.marginal(x0, 1), _built_for(kernel, size, weight))
     numpyro.sample(f"{name}_last", kernel.marginal(x0, kernel.num_steps))
     if kernel.num_steps > 1:
@@ -115,10 +125,8 @@ def _forward_terms(name: str, diffusion: Diffusion, x0: Array, *, size: int | No
                 numpyro.sample(f"{name}_before", kernel.posterior(x0, xt, t))
 
 
-def _reverse_terms(
-    name: str, diffusion: Diffusion, obs: Array | None, *, size: int | None, weight: Weight | None
-) -> Array:
-    kernel = diffusion.kernel
+def _reverse_terms(statement: Statement, *, size: int | None, weight: Weight | None) -> Array:
+    name, kernel = statement.name, statement.diffusion.kernel
     given = _Given(kernel.stationary().support, (), kernel.event_shape)
     x1 = _point(f"{name}_first", given, _built_for(kernel, size, weight))
     numpyro.sample(f"{name}_last", kernel.stationary())
@@ -127,21 +135,24 @@ def _reverse_terms(
         with _plate(name, t):
             xt = _point(f"{name}_at", given)
             with _counted(kernel, t, weight):
-                numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
-    return datum(name, diffusion.decode(x1), obs)
+                numpyro.sample(f"{name}_before", statement.diffusion.reverse(xt, t))
+    return decode(statement, x1)
 
 
-def _forward_transitions(name: str, diffusion: Diffusion, x0: Array, *, size: int | None) -> None:
+def _forward_transitions(statement: Statement, *, size: int | None) -> None:
+    name, diffusion = statement.name, statement.diffusion
+    x0: Any = statement.x0  # which a forward chain has
     steps = None if size is None else _draw_steps(name, diffusion.kernel, _batch_shape(diffusion.kernel, x0), size)
     chain = ForwardChain(diffusion, x0, steps=steps)
     numpyro.sample(f"{name}_chain", chain, infer=_built_for(diffusion.kernel, size))
 
 
-def _reverse_transitions(name: str, diffusion: Diffusion, obs: Array | None, *, size: int | None) -> Array:
+def _reverse_transitions(statement: Statement, *, size: int | None) -> Array:
+    name, diffusion = statement.name, statement.diffusion
     steps = None if size is None else _draw_steps(name, diffusion.kernel, (), size)
     chain = ReverseChain(diffusion, steps=steps)
     trajectory = numpyro.sample(f"{name}_chain", chain, infer=_built_for(diffusion.kernel, size))
-    return decode_first(name, diffusion, trajectory, obs)
+    return decode_first(statement, trajectory)
 
 
 _READINGS = {

@@ -16,7 +16,9 @@ from jax import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from dpm_ppl.diffusion import Diffusion
+from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.statements import Statement
+from dpm_ppl.tracing import trace_quietly, trace_shapes
 
 NAMES = ("model", "guide", "data")
 
@@ -96,13 +98,13 @@ def _data(data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:
     return data
 
 
-def instantiate(diffusion: Callable[[], Diffusion], params: Mapping[str, Any]) -> Diffusion:
+def instantiate(definition: Definition, params: Mapping[str, Any]) -> Diffusion:
     """Runs a program's definition with its parameters put in.
 
     Works inside `jax.jit` with traced parameters; no message reaches the handlers around it.
 
     Args:
-        diffusion: The definition: declares parameters and modules, and returns a `dpm_ppl.Diffusion`.
+        definition: The function that declares parameters and modules, and returns a `dpm_ppl.Diffusion`.
         params: Value of each parameter by name, as `SVI.get_params` gives them; other names are ignored.
 
     Returns:
@@ -113,31 +115,23 @@ def instantiate(diffusion: Callable[[], Diffusion], params: Mapping[str, Any]) -
         ValueError: a parameter is missing or of another structure or shape, or the definition samples a latent that has
             no value.
     """
-    if not callable(diffusion):
+    if not callable(definition):
         raise TypeError(
-            f"Expected `diffusion` to be the function that declares parameters and returns a dpm_ppl.Diffusion; "
-            f"got {type(diffusion).__name__}."
+            f"Expected `definition` to be the function that declares parameters and returns a dpm_ppl.Diffusion; "
+            f"got {type(definition).__name__}."
         )
     if not isinstance(params, Mapping):
         raise TypeError(f"Expected `params` to be a dictionary of parameters by name; got {type(params).__name__}.")
-    require_params(_declared(diffusion), params)
-    with handlers.block(), handlers.seed(rng_seed=0), handlers.substitute(data=dict(params)):
-        return _checked(diffusion())
+    require_params(_declared(definition), params)
+    return _checked(trace_quietly(definition, params=params)[0])
 
 
-def _declared(diffusion: Callable[[], Diffusion]) -> dict[str, tuple[str, Any]]:
+def _declared(definition: Definition) -> dict[str, tuple[str, Any]]:
     """Kind and abstract value of every parameter and latent that a definition declares, by name."""
-    kinds: dict[str, str] = {}
-
-    def run() -> dict[str, Any]:
-        with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-            _checked(diffusion())
-        sites = {name: site for name, site in trace.items() if site["type"] in ("param", "sample")}
-        kinds.update({name: site["type"] for name, site in sites.items() if not site.get("is_observed")})
-        return {name: site["value"] for name, site in sites.items()}
-
-    declared = jax.eval_shape(run)
-    return {name: (kind, declared[name]) for name, kind in kinds.items()}
+    result, sites = trace_shapes(definition)
+    _checked(result)
+    needed = {name: site for name, site in sites.items() if site["type"] in ("param", "sample")}
+    return {name: (site["type"], site["value"]) for name, site in needed.items() if not site.get("is_observed")}
 
 
 def _checked(result: Any) -> Diffusion:
@@ -189,20 +183,16 @@ Sites = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Statement:
+class Declared:
     """A chain as a program declares it.
 
     Args:
         where: "guide", "model", or "diffusion()".
-        name: Name of the chain.
-        diffusion: Its diffusion, with parameters in place.
-        x0: Data it starts from or observes, shape (*batch, *event); None where it generates.
+        statement: What is stated there; `diffusion()` states the chain of that name, without data.
     """
 
     where: str
-    name: str
-    diffusion: Diffusion
-    x0: Array | None
+    statement: Statement
 
 
 @dataclass(eq=False)
@@ -210,7 +200,7 @@ class _Reader(Messenger):
     """Reads chain statements instead of running them, and notes where parameters are declared."""
 
     where: str
-    statements: list[Statement] = field(default_factory=list)
+    statements: list[Declared] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
     looped: set[str] = field(default_factory=set)
     scans: bool = False
@@ -220,8 +210,7 @@ class _Reader(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] in ("forward_chain", "reverse_chain"):
-            name, diffusion, x0 = msg["args"]
-            self.statements.append(Statement(self.where, name, diffusion, x0))
+            self.statements.append(Declared(self.where, msg["statement"]))
             msg["fn"] = _unread if msg["type"] == "forward_chain" else _stand_in
         elif msg["type"] == "param" and isinstance(jnp.zeros(()) + 0, jax.core.Tracer):
             self.looped.add(msg["name"])
@@ -229,13 +218,13 @@ class _Reader(Messenger):
             self.scans = True
 
 
-def _unread(name: str, diffusion: Diffusion, x0: Array) -> None:
+def _unread(statement: Statement) -> None:
     return None
 
 
-def _stand_in(name: str, diffusion: Diffusion, obs: Array | None) -> Array:
+def _stand_in(statement: Statement) -> Array:
     """A datum of the right shape where the reverse chain would generate one."""
-    return numpyro.sample(name, diffusion.kernel.stationary(), obs=obs)
+    return numpyro.sample(statement.name, statement.diffusion.kernel.stationary(), obs=statement.x0)
 
 
 def read(
@@ -244,7 +233,7 @@ def read(
     definition: Callable[[], Diffusion] | None,
     x0: Array,
     params: Mapping[str, Any],
-) -> tuple[list[Statement], dict[str, Any], set[str], bool]:
+) -> tuple[list[Declared], dict[str, Any], set[str], bool]:
     """Runs a program under the reader.
 
     Args:
@@ -258,7 +247,7 @@ def read(
         The chain statements; every parameter site by name; which were declared in a traced body; whether NumPyro's scan
         is used.
     """
-    statements: list[Statement] = []
+    statements: list[Declared] = []
     sites: dict[str, Any] = {}
     looped: set[str] = set()
     scans = False
@@ -276,7 +265,7 @@ def read(
         if where == "guide":
             drawn = {name: site for name, site in trace.items() if site["type"] == "sample"}
         if where == "diffusion()":
-            reader.statements.append(Statement(where, where, result, None))
+            reader.statements.append(Declared(where, Statement(where, result, None)))
         statements += reader.statements
         sites |= {name: site for name, site in trace.items() if site["type"] == "param" and name not in sites}
         looped, scans = looped | reader.looped, scans or reader.scans

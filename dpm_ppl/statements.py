@@ -1,10 +1,11 @@
 """The two statements that diffusion adds to NumPyro: a chain run forward from data, and one run backward to it.
 
-Each is a message that a handler may reinterpret (`dpm_ppl.subsample_steps` does). Plainly run, they are ordinary
-sample sites: `{name}_chain` holds the trajectory x^(1..T), and `{name}` the data x^0.
+Each is a message that a handler may reinterpret (`dpm_ppl.subsample_steps` does), and carries a `Statement`. Plainly
+run, they are ordinary sample sites: `{name}_chain` holds the trajectory x^(1..T), and `{name}` the data x^0.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -17,6 +18,49 @@ from numpyro.primitives import apply_stack
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.diffusion import Diffusion, require_data
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A chain as a program states it: what the message of a statement carries, for handlers to read.
+
+    The message has the type "forward_chain" or "reverse_chain", and no name, so that stock handlers see only the sites
+    it declares. A handler of one's own is a `numpyro.primitives.Messenger` whose `process_message` replaces either of
+
+    - `msg["statement"]`, what is stated: this record. Handlers further out read the new one;
+    - `msg["fn"]`, how it is read: a function of the statement that declares sites, and returns x^0 of a reverse chain
+      and nothing of a forward one. The outermost handler has the last word.
+
+    One that takes a chain for another is as short as this, for SVI, Predictive and `dpm_ppl.subsample_steps` alike:
+
+        class other(Messenger):
+            def process_message(self, msg):
+                if msg["type"] in ("forward_chain", "reverse_chain"):
+                    statement = msg["statement"]
+                    msg["statement"] = dataclasses.replace(statement, diffusion=another(statement.diffusion))
+
+    Args:
+        name: Name of the chain, and of the site that holds x^0.
+        diffusion: The diffusion, its parameters in place.
+        x0: Data that a forward chain starts from or a reverse chain observes, shape (*batch, *event); None where a
+            reverse chain draws x^0.
+
+    Raises:
+        TypeError: name is no string, or diffusion no `Diffusion`; or as below.
+        TypeError, ValueError: x0 is no data that the kernel can diffuse (see `dpm_ppl.diffusion.require_data`).
+    """
+
+    name: str
+    diffusion: Diffusion
+    x0: Array | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"Expected the name of a chain to be a string; got {self.name!r}.")
+        if not isinstance(self.diffusion, Diffusion):
+            raise TypeError(f"Expected a dpm_ppl.Diffusion; got {type(self.diffusion).__name__}.")
+        if self.x0 is not None:
+            object.__setattr__(self, "x0", require_data(self.diffusion.kernel, self.x0))
 
 
 def forward_chain(name: str, diffusion: Diffusion, x0: ArrayLike) -> None:
@@ -32,8 +76,9 @@ def forward_chain(name: str, diffusion: Diffusion, x0: ArrayLike) -> None:
 
     Source: Sohl-Dickstein et al. 2015, eq. 3.
     """
-    _check(name, diffusion)
-    _apply("forward_chain", forward_sites, name, diffusion, require_data(diffusion.kernel, x0))
+    if x0 is None:
+        raise TypeError("Expected `x0`, data that the forward chain starts from, to be a numeric array; got NoneType.")
+    _send("forward_chain", forward_sites, name, diffusion, x0)
 
 
 def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None) -> Array:
@@ -52,33 +97,34 @@ def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None)
 
     Source: Sohl-Dickstein et al. 2015, eqs. 4 to 6.
     """
-    _check(name, diffusion)
-    if obs is not None:
-        obs = require_data(diffusion.kernel, obs)
-    x0: Array = _apply("reverse_chain", reverse_sites, name, diffusion, obs)
+    x0: Array = _send("reverse_chain", reverse_sites, name, diffusion, obs)
     return x0
 
 
-def forward_sites(name: str, diffusion: Diffusion, x0: Array) -> None:
+def forward_sites(statement: Statement) -> None:
     """The plain reading of `forward_chain`: one site with the whole trajectory."""
-    numpyro.sample(f"{name}_chain", ForwardChain(diffusion, x0))
+    x0: Any = statement.x0  # which a forward chain has
+    numpyro.sample(f"{statement.name}_chain", ForwardChain(statement.diffusion, x0))
 
 
-def reverse_sites(name: str, diffusion: Diffusion, obs: Array | None) -> Array:
+def reverse_sites(statement: Statement) -> Array:
     """The plain reading of `reverse_chain`: a site with the whole trajectory, and one with the datum."""
-    trajectory = numpyro.sample(f"{name}_chain", ReverseChain(diffusion))
-    return decode_first(name, diffusion, trajectory, obs)
+    trajectory = numpyro.sample(f"{statement.name}_chain", ReverseChain(statement.diffusion))
+    return decode_first(statement, trajectory)
 
 
-def decode_first(name: str, diffusion: Diffusion, trajectory: Array, obs: Array | None) -> Array:
-    """The last step of a reverse chain: the site `name` of x^0, given the trajectory x^(1..T)."""
-    x1 = jnp.take(trajectory, 0, axis=jnp.ndim(trajectory) - len(diffusion.event_shape) - 1)
-    return datum(name, diffusion.decode(x1), obs)
+def decode_first(statement: Statement, trajectory: Array) -> Array:
+    """The last step of a reverse chain: the site of x^0, given the trajectory x^(1..T)."""
+    return decode(
+        statement, jnp.take(trajectory, 0, axis=jnp.ndim(trajectory) - len(statement.diffusion.event_shape) - 1)
+    )
 
 
-def datum(name: str, decoded: dist.Distribution, obs: Array | None) -> Array:
-    """The site `name` of x^0, observed or latent, given p(x^0 | x^1)."""
-    return numpyro.sample(name, LatentDatum(decoded) if obs is None else decoded, obs=obs)
+def decode(statement: Statement, x1: Array) -> Array:
+    """The site of x^0, observed or latent, given x^1."""
+    decoded = statement.diffusion.decode(x1)
+    law = LatentDatum(decoded) if statement.x0 is None else decoded
+    return numpyro.sample(statement.name, law, obs=statement.x0)
 
 
 class LatentDatum(dist.Distribution):
@@ -115,13 +161,16 @@ class LatentDatum(dist.Distribution):
         return self.decoded.log_prob(value)
 
 
-def _apply(kind: str, sites: Callable[..., Any], *args: Any) -> Any:
+class _Message(dict[str, Any]):
+    """A message read with the statement that it carries by then: a handler may have put another in."""
+
+    def __missing__(self, key: str) -> Any:
+        if key == "args":
+            return (self["statement"],)
+        raise KeyError(key)
+
+
+def _send(kind: str, sites: Callable[[Statement], Any], name: str, diffusion: Diffusion, x0: Any) -> Any:
     """Sends a statement through the handlers. It has no name, so stock handlers see only the sites it declares."""
-    return apply_stack({"type": kind, "fn": sites, "args": args, "kwargs": {}, "value": None})["value"]
-
-
-def _check(name: str, diffusion: Diffusion) -> None:
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"Expected the name of a chain to be a string; got {name!r}.")
-    if not isinstance(diffusion, Diffusion):
-        raise TypeError(f"Expected a dpm_ppl.Diffusion; got {type(diffusion).__name__}.")
+    statement = Statement(name, diffusion, x0)
+    return apply_stack(_Message(type=kind, statement=statement, fn=sites, kwargs={}, value=None))["value"]

@@ -1,4 +1,4 @@
-"""Arguments checked before any work: counts, flags, keys, batches, pairs, each check written once."""
+"""Arguments checked before any work: flags, batches, pairs, each check written once."""
 
 from typing import Any
 
@@ -9,15 +9,6 @@ from jax.typing import ArrayLike
 
 from dpm_ppl.diffusion import require_data
 from dpm_ppl.kernels.kernel import Kernel
-
-
-def require_count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """A number of things, an integer of Python or NumPy, as one of Python; or a clear error."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"Expected `{name}` to be an integer; got {value!r}.")
-    if value < at_least:
-        raise ValueError(f"Expected `{name}` to be at least {at_least}; got {value}.")
-    return int(value)
 
 
 def require_batch(kernel: Kernel, x0: ArrayLike) -> Array:

@@ -47,15 +47,4 @@ def diffusion(probs: Sequence[float] = MASKED) -> dpm.Diffusion:
     return dpm.Diffusion(kernel, reverse, decode=lambda x1: reverse(x1, jnp.asarray(1)))
 
 
-def model(x0: Array | None = None, size: int = 1) -> Array:
-    """The reverse chain: generates `size` words, or observes x0 of shape (num_data, 4)."""
-    chain = diffusion()
-    with numpyro.plate("data", size if x0 is None else len(x0)):
-        return dpm.reverse_chain("x", chain, obs=x0)
-
-
-def guide(x0: Array) -> None:
-    """The forward chain."""
-    chain = diffusion()
-    with numpyro.plate("data", len(x0)):
-        dpm.forward_chain("x", chain, x0)
+model, guide = dpm.single_chain(diffusion)

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
+import tempfile
 import zlib
 
 import jax
 import numpy as np
 import numpyro
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 # Most tests compile for seconds and run for milliseconds: without XLA's optimisations they are ready in half the time.
 # For those that run for long there is `tests.compiling.optimised`. The variable is for what tests start.
@@ -20,13 +20,33 @@ _QUICKER = {**os.environ, "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 _TRIAL = [sys.executable, "-c", "import jax; jax.numpy.ones(1)"]
 if "XLA_FLAGS" not in os.environ and not subprocess.run(_TRIAL, env=_QUICKER, capture_output=True).returncode:
     os.environ["XLA_FLAGS"] = _QUICKER["XLA_FLAGS"]
-# Threads for XLA: on two cores its pool deadlocks for good in large batches of LAPACK calls (see dpm_ppl/normal.py),
-# which a stock MultivariateNormal makes.
+# Threads for XLA: on two cores its pool deadlocks for good in large batches of LAPACK calls, which a stock
+# MultivariateNormal makes (see dpm_ppl/distributions.py).
 os.environ.setdefault("NPROC", "4")
 os.environ["MPLBACKEND"] = "Agg"  # also for the programs that tests start; NumPyro does not import matplotlib
 numpyro.enable_x64()
 
-collect_ignore = ["benchmarks"]  # programs that measure, run by hand
+# Programs are compiled once in a run, whichever test, process or command of it does so first: executables are kept in a
+# folder of the run's own, or in the one that DPM_TEST_CACHE names, for the next run on the same machine too.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+_KEPT = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # workers, and what tests start, inherit the variable
+        if "DPM_TEST_CACHE" in os.environ:
+            os.environ[CACHE] = os.environ["DPM_TEST_CACHE"]
+        else:
+            config.stash[_KEPT] = tempfile.TemporaryDirectory(prefix="dpm-tests-")
+            os.environ[CACHE] = config.stash[_KEPT].name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_unconfigure(config):
+    if _KEPT in config.stash:
+        config.stash[_KEPT].cleanup()
 
 
 @pytest.fixture(autouse=True)
@@ -36,16 +56,3 @@ def _own_draws(request):
     if isinstance(generator, np.random.Generator):
         seed = zlib.crc32(request.node.name.encode())
         generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-
-
-@pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """For a module that compiles the same program time and again: its executables are kept in files meanwhile."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.2), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

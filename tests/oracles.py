@@ -4,7 +4,6 @@ Units are nats per datum. Closed forms take traced parameters, so that `jax.grad
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -35,9 +34,9 @@ class GaussianOracle:
     alpha_bar_T: float = 0.05
 
     @classmethod
-    def exact(cls, num_steps: int, **ends: float) -> "GaussianOracle":
+    def exact(cls, num_steps: int, *, share: jax.Array | None = None, **ends: float) -> "GaussianOracle":
         """The reverse of the forward process itself: p(x^(t-1)|x^t) = q(x^(t-1)|x^t)."""
-        share = jnp.log(jnp.arange(1.0, num_steps) + 2)
+        share = jnp.log(jnp.arange(1.0, num_steps) + 2) if share is None else share
         beta = np.asarray(cls(num_steps, {"beta": share}, **ends).schedule()[0])
         signal = np.append(1, np.cumprod(1 - beta))
         maps, shifts, factors = [], [], []
@@ -271,22 +270,6 @@ def heartbeat_elbo(num_steps: int) -> float:
 
 
 SEQUENCES = (np.arange(20) % 5 == np.arange(5)[:, None]).astype(int)
-
-
-def programs(diffusion: Callable[[], dpm.Diffusion]):
-    """The model and the guide of a definition, as a user writes them."""
-
-    def model(x0=None, size=1):
-        chain = diffusion()
-        with numpyro.plate("data", size if x0 is None else len(x0)):
-            return dpm.reverse_chain("x", chain, obs=x0)
-
-    def guide(x0):
-        chain = diffusion()
-        with numpyro.plate("data", len(x0)):
-            dpm.forward_chain("x", chain, x0)
-
-    return model, guide
 
 
 @dataclass(frozen=True)

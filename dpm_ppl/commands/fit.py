@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 import typer
-from numpyro import handlers
 
 from dpm_ppl import inference
 from dpm_ppl.commands.errors import clear_errors
@@ -17,6 +16,7 @@ from dpm_ppl.commands.find import load
 from dpm_ppl.inference.records import write_json, write_whole
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.fit import report, table
+from dpm_ppl.tracing import trace_quietly
 
 
 def fit(
@@ -75,7 +75,6 @@ def _recipe(program: Program, data: Any) -> dict[str, Any]:
     batch_size = max(1, min(256, num_data))  # of no data at all, `fit` says so
     chosen: dict[str, Any] = {"num_iterations": 5000, "batch_size": batch_size}
     if program.diffusion is not None:
-        with handlers.block(), handlers.seed(rng_seed=0):
-            num_terms = program.diffusion().num_steps - 1
+        num_terms = trace_quietly(program.diffusion)[0].num_steps - 1
         chosen["num_steps_sampled"] = min(8, num_terms) or None
     return {**chosen, **program.recipe}

@@ -9,10 +9,20 @@ Start at `kernel` (the protocols); `scheduled` is what the three of this package
 `categorical`.
 """
 
-from dpm_ppl.kernels.bernoulli import BernoulliKernel as BernoulliKernel
-from dpm_ppl.kernels.categorical import CategoricalKernel as CategoricalKernel
-from dpm_ppl.kernels.gaussian import GaussianKernel as GaussianKernel
-from dpm_ppl.kernels.kernel import ClosedFormKernel as ClosedFormKernel
-from dpm_ppl.kernels.kernel import Kernel as Kernel
-from dpm_ppl.kernels.kernel import has_closed_forms as has_closed_forms
-from dpm_ppl.kernels.scheduled import ScheduledKernel as ScheduledKernel
+from dpm_ppl.kernels.bernoulli import BernoulliKernel
+from dpm_ppl.kernels.categorical import CategoricalKernel
+from dpm_ppl.kernels.gaussian import GaussianKernel
+from dpm_ppl.kernels.kernel import ClosedFormKernel, Kernel, MarginalKernel, has_closed_forms, has_marginal
+from dpm_ppl.kernels.scheduled import ScheduledKernel
+
+__all__ = [
+    "BernoulliKernel",
+    "CategoricalKernel",
+    "ClosedFormKernel",
+    "GaussianKernel",
+    "Kernel",
+    "MarginalKernel",
+    "ScheduledKernel",
+    "has_closed_forms",
+    "has_marginal",
+]

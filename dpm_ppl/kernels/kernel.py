@@ -31,19 +31,37 @@ class Kernel(Protocol):
 
 
 @runtime_checkable
-class ClosedFormKernel(Kernel, Protocol):
-    """A kernel of which many steps are known in closed form too: its KL terms are analytic."""
+class MarginalKernel(Kernel, Protocol):
+    """A kernel of which many steps forward are known in closed form."""
 
     def marginal(self, x0: ArrayLike, t: ArrayLike) -> dist.Distribution:
         """All of the first t steps, q(x^t | x^0)."""
+
+
+@runtime_checkable
+class ClosedFormKernel(MarginalKernel, Protocol):
+    """A kernel of which the step backward is known too: its KL terms are analytic."""
 
     def posterior(self, x0: ArrayLike, xt: ArrayLike, t: ArrayLike) -> dist.Distribution:
         """One step backward with the data known, q(x^(t-1) | x^t, x^0)."""
 
 
+def has_marginal(kernel: Kernel) -> TypeGuard[MarginalKernel]:
+    """Whether a kernel has `marginal`."""
+    return isinstance(kernel, MarginalKernel)
+
+
 def has_closed_forms(kernel: Kernel) -> TypeGuard[ClosedFormKernel]:
     """Whether a kernel has both `marginal` and `posterior`."""
     return isinstance(kernel, ClosedFormKernel)
+
+
+def require_closed_forms(kernel: Kernel) -> ClosedFormKernel:
+    """A kernel with `marginal` and `posterior`, or a clear error."""
+    if not has_closed_forms(kernel):
+        missing = [name for name in ("marginal", "posterior") if not hasattr(kernel, name)]
+        raise TypeError(f"Expected a kernel with marginal and posterior; {type(kernel).__name__} lacks {missing}.")
+    return kernel
 
 
 def is_concrete(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """What kernels of this package share: rates beta_t, checked, and the signal alpha_bar_t that they leave."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +9,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dpm_ppl.kernels.kernel import is_concrete, require_event_shape, require_step
-from dpm_ppl.schedules import is_learned
+from dpm_ppl.schedules import LearnedRates
 
 
 @dataclass(frozen=True, eq=False)
 class ScheduledKernel:
     """What Gaussian and discrete diffusion share: rates beta_t, checked, and the signal alpha_bar_t they leave."""
 
-    beta: Array | np.ndarray  # a schedule in NumPy on the way in, in JAX from then on
+    beta: Any  # a schedule in NumPy, or learned, on the way in; a JAX array from then on
     event_shape: tuple[int, ...]
     _log_alpha_bar: Array = field(init=False, repr=False)
 
@@ -56,6 +57,8 @@ class ScheduledKernel:
 
 def require_beta(beta: ArrayLike) -> Array | np.ndarray:
     """Diffusion rates of shape (T,) in (0, 1], or a clear error; in double precision and NumPy where they are known."""
+    if isinstance(beta, LearnedRates):
+        beta = beta.rates
     if not isinstance(beta, Array | np.ndarray):
         beta = np.asarray(beta)  # a list, or nothing that could be a schedule
     if not jnp.issubdtype(beta.dtype, jnp.floating):
@@ -74,7 +77,7 @@ def require_beta(beta: ArrayLike) -> Array | np.ndarray:
 
 def require_fixed(beta: ArrayLike, kernel: str) -> None:
     """A clear error where rates are learned, which a kernel of discrete states cannot have."""
-    if is_learned(beta):
+    if isinstance(beta, LearnedRates):
         raise TypeError(
             f"Expected a fixed schedule under {kernel}; got schedules.learned. Its states are discrete, so no "
             "reparameterised gradient reaches beta, and it would silently follow a wrong one. Use "

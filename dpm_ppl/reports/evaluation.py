@@ -25,9 +25,10 @@ from dpm_ppl.inference import (
     sandwich,
 )
 from dpm_ppl.inference.psis import GOOD_KHAT
+from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.programs import Program, instantiate
 from dpm_ppl.reports.budget import affordable
-from dpm_ppl.reports.numbers import FEW_PARTICLES, known_or_none, mean_and_error, with_error
+from dpm_ppl.reports.numbers import FEW_PARTICLES, in_bits, known_or_none, with_error
 from dpm_ppl.reports.objective import NO_LIKELIHOOD, has_likelihood
 
 
@@ -83,7 +84,7 @@ def evaluation(
     khat, ess = np.asarray(likelihood.khat), np.asarray(likelihood.ess)
     known = khat[~np.isnan(khat)]
     counts = particle_counts(likelihood.num_particles)
-    estimates = [{"num_particles": num, **mean_and_error("bits", likelihood.estimate_at(num))} for num in counts]
+    estimates = [{"num_particles": num, **in_bits("bits", likelihood.estimate_at(num))} for num in counts]
     error = np.asarray(likelihood.standard_error)
     result = {
         **about,
@@ -91,9 +92,9 @@ def evaluation(
         "num_data": likelihood.num_data,
         **{name: bound[name] for name in ("elbo_bits", "elbo_bits_se", "K_bits", "K_bits_se") if name in bound},
         "estimates": estimates,
-        **mean_and_error("estimate_bits", likelihood.estimate),
+        **in_bits("estimate_bits", likelihood.estimate),
         "estimate_bits_mc_se": math.sqrt(np.sum(error**2)) / len(error) / math.log(2),
-        **mean_and_error("psis_bits", likelihood.psis_estimate),
+        **in_bits("psis_bits", likelihood.psis_estimate),
         **({} if sandwich is None or work is None else _simulated(sandwich, work)),
         "khat_median": float(np.median(known)) if len(known) else math.nan,
         "khat_90_percent": float(np.quantile(known, 0.9, method="higher")) if len(known) else math.nan,
@@ -106,7 +107,7 @@ def evaluation(
     if limit is not None:
         result["entropy_limit_bits"] = limit / math.log(2)
     if data_log_density is not None:
-        result |= mean_and_error("gap_bits", np.asarray(data_log_density) - likelihood.estimate)
+        result |= in_bits("gap_bits", np.asarray(data_log_density) - likelihood.estimate)
     found = problems(result)
     result = {name: known_or_none(value) for name, value in result.items()}
     result["estimates"] = [{name: known_or_none(value) for name, value in row.items()} for row in estimates]
@@ -319,7 +320,7 @@ def _of_chain(
     likelihood = log_likelihood(definition, x0, key=keys[2], **given)
     simulated = sandwich(definition, key=keys[3], num_data=len(x0), **given)
     work, entropies = dissipated_work(simulated), None
-    if diffusion.num_steps > 1 and hasattr(diffusion.kernel, "marginal"):
+    if diffusion.num_steps > 1 and has_marginal(diffusion.kernel):
         num_states = max(1, min(num_particles, 20_000 // len(x0)))
         entropies = entropy_bounds(definition, x0, params=params, key=keys[4], num_samples=num_states)
     limit = entropy_limit(data, x0)
@@ -351,6 +352,6 @@ def _of_whole_program(
     given: dict[str, Any] = {"params": params, "key": keys[1], "num_particles": num_particles}
     likelihood = Likelihood(importance_weights(program.model, program.guide, x0, **given), np.zeros(0))
     limit, log_densities = entropy_limit(data, x0), log_density(data, x0)
-    elbo = mean_and_error("elbo_bits", likelihood.elbo)
+    elbo = in_bits("elbo_bits", likelihood.elbo)
     figures = evaluation(likelihood, bound=elbo, limit=limit, data_log_density=log_densities, about=about)
     return Evaluated(figures, likelihood, entropy_limit=limit)

@@ -4,16 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from dpm_ppl.inference.units import mean_and_error
 
 FEW_PARTICLES = 10  # an effective sample size below it makes no estimate
 
 
-def mean_and_error(name: str, nats: np.ndarray) -> dict[str, float]:
+def in_bits(name: str, nats: Any) -> dict[str, float]:
     """Mean over the data in bits, and its standard error under `{name}_se`, of nats of shape (num_data,)."""
-    nats = np.asarray(nats, np.float64)
-    error = float(np.std(nats, ddof=1)) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
-    return {name: float(np.mean(nats)) / math.log(2), f"{name}_se": error / math.log(2)}
+    mean, error = mean_and_error(nats)
+    return {name: mean / math.log(2), f"{name}_se": error / math.log(2)}
 
 
 def with_error(figures: Mapping[str, Any], name: str) -> str:

@@ -1,14 +1,14 @@
 """The numbers of a program that is no single chain: its bound where it has one, from the whole of model and guide."""
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
-from numpyro import handlers
 from numpyro.infer import Trace_ELBO
 
+from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.programs import Program
+from dpm_ppl.tracing import trace_quietly, trace_shapes
 
 NO_LIKELIHOOD = "The program has no likelihood: what it observes when it is fitted is not what it generates."
 
@@ -22,17 +22,10 @@ def has_likelihood(program: Program, x0: Any) -> bool:
         program: The program.
         x0: Data, shape (num_data, *event).
     """
-    observed: set[str] = set()
-    drawn: set[str] = set()
-
-    def run() -> None:
-        for names, given in ((observed, {"x0": x0}), (drawn, {"size": len(x0)})):
-            with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-                program.model(**given)
-            sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
-            names.update(name for name, site in sites.items() if site["is_observed"] == (names is observed))
-
-    jax.eval_shape(run)
+    _, scored = trace_shapes(program.model, x0=x0)
+    _, made = trace_shapes(program.model, size=len(x0))
+    observed = {name for name, site in scored.items() if site["type"] == "sample" and site["is_observed"]}
+    drawn = {name for name, site in made.items() if site["type"] == "sample" and not site["is_observed"]}
     return bool(observed) and observed <= drawn
 
 
@@ -52,9 +45,8 @@ def objective(program: Program, params: Any, x0: Any, *, key: Any) -> dict[str, 
     num_batches = min(20, len(x0))
     size = len(x0) // num_batches
     batches = np.asarray(x0)[: num_batches * size].reshape(num_batches, size, *np.shape(x0)[1:])
-    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-        program.model(batches[0])
-    plates = [site["args"] for site in trace.values() if site["type"] == "plate"]
+    _, sites = trace_quietly(program.model, batches[0])
+    plates = [site["args"] for site in sites.values() if site["type"] == "plate"]
     num_all = next((whole for whole, part in plates if part == size), size)  # that one loss stands for
 
     @jax.jit
@@ -63,9 +55,7 @@ def objective(program: Program, params: Any, x0: Any, *, key: Any) -> dict[str, 
 
     keys = jax.random.split(key, num_batches)
     values = -np.array([float(loss(*given)) for given in zip(keys, batches, strict=True)]) / num_all
-    error = float(np.std(values, ddof=1)) / math.sqrt(num_batches) if num_batches > 1 else math.nan
+    mean, error = mean_and_error(values)
     name = "elbo" if has_likelihood(program, batches[0]) else "objective"
     result: dict[str, float] = {"num_data": num_batches * size}
-    for unit, nats in (("nats", 1.0), ("bits", math.log(2))):
-        result |= {f"{name}_{unit}": float(np.mean(values)) / nats, f"{name}_{unit}_se": error / nats}
-    return result
+    return result | in_both_units(name, mean) | in_both_units(name, error, suffix="_se")

@@ -6,6 +6,11 @@ the `reverse` steps, `data`, `gradients`, `bounds` (by the program's own `losses
 what is a difference.
 """
 
-from dpm_ppl.inference.checks.checklist import check as check
-from dpm_ppl.inference.checks.report import Finding as Finding
-from dpm_ppl.inference.checks.report import Report as Report
+from dpm_ppl.inference.checks.checklist import check
+from dpm_ppl.inference.checks.report import Finding, Report
+
+__all__ = [
+    "Finding",
+    "Report",
+    "check",
+]

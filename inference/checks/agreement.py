@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from numpyro import handlers
 
 from dpm_ppl.data import draw
 from dpm_ppl.diffusion import Diffusion
@@ -15,7 +14,8 @@ from dpm_ppl.inference.checks.laws import chosen
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.statistics import Difference
 from dpm_ppl.inference.checks.subject import Chain, Subject, agree
-from dpm_ppl.programs import Statement
+from dpm_ppl.programs import Declared
+from dpm_ppl.tracing import trace_quietly
 
 ORDERED = 0.25  # difference of correlations, below which none is seen
 
@@ -30,7 +30,7 @@ def sites(subject: Subject) -> Iterator[Finding]:
 
 def _chains(subject: Subject) -> Finding:
     of = {
-        where: {s.name: s for s in subject.statements if s.where == where}
+        where: {s.statement.name: s for s in subject.statements if s.where == where}
         for where in ("guide", "model", "diffusion()")
     }
     guide, model, definition = of.values()
@@ -43,32 +43,33 @@ def _chains(subject: Subject) -> Finding:
         problems.append(f"the guide's forward_chain {name!r} has no reverse_chain of that name in the model")
     for name in guide.keys() & model.keys():
         problems += _differences(name, guide[name], model[name])
-        if model[name].x0 is None and guide[name].x0 is subject.x0:
+        if model[name].statement.x0 is None and guide[name].statement.x0 is subject.x0:
             problems.append(f"the model does not observe the data: give reverse_chain({name!r}, ...) its obs=x0")
     for built in definition.values():
         if len(model) == 1:
             problems += _differences("diffusion()", built, next(iter(model.values())))
     if problems:
         return failed("chains", _sentence(problems))
+    chains = {name: s.statement.diffusion for name, s in model.items()}
     shapes = ", ".join(
-        f"{name!r} of T = {s.diffusion.num_steps}, event shape {tuple(s.diffusion.event_shape)}"
-        for name, s in model.items()
+        f"{name!r} of T = {d.num_steps}, event shape {tuple(d.event_shape)}" for name, d in chains.items()
     )
     return passed("chains", f"Guide and model have the same chains: {shapes}, with the same densities at all t.")
 
 
-def _differences(name: str, one: Statement, other: Statement) -> list[str]:
+def _differences(name: str, one: Declared, other: Declared) -> list[str]:
     """What differs between two diffusions, first what makes the rest pointless."""
-    a, b = one.diffusion.kernel, other.diffusion.kernel
+    first, second = one.statement.diffusion, other.statement.diffusion
+    a, b = first.kernel, second.kernel
     if not agree(a, b):
         return [
             f"for {name!r} {one.where} has T = {a.num_steps} and event shape {tuple(a.event_shape)}, {other.where} "
             f"T = {b.num_steps} and {tuple(b.event_shape)}"
         ]
-    x0 = one.x0 if one.x0 is not None else other.x0
+    x0 = one.statement.x0 if one.statement.x0 is not None else other.statement.x0
     if x0 is None:
         return []
-    chain = Chain(name, x0, one.diffusion, other.diffusion, jax.random.key(0))
+    chain = Chain(name, x0, first, second, jax.random.key(0))
     turned, last = chain.num_steps + 1, chain.num_steps
     if last > 1:
         some = sorted({t for at in chosen(2, last) for t in (at, turned - at if turned - at > 1 else at)})
@@ -80,10 +81,10 @@ def _differences(name: str, one: Statement, other: Statement) -> list[str]:
         def forward(diffusion: Diffusion, t: Array) -> Array:
             return diffusion.kernel.step(states[:-1], t).log_prob(states[1:])
 
-        t, both = chain.steps(), (one.diffusion, other.diffusion)
+        t, both = chain.steps(), (first, second)
         found = {
-            "step": [forward(one.diffusion, t), forward(other.diffusion, t)],
-            "turned": [forward(one.diffusion, t), forward(other.diffusion, turned - t)],
+            "step": [forward(first, t), forward(second, t)],
+            "turned": [forward(first, t), forward(second, turned - t)],
             "pi": [d.kernel.stationary().log_prob(states[-1])[None] for d in both],
         }
         if some and one.where == "diffusion()":
@@ -164,10 +165,8 @@ def _order(subject: Subject) -> Finding:
     if not chains:
         return skipped(name, "the program declares no chain site by site.")
     x0 = draw(subject.data, key=subject.key, num_data=500)
-    with handlers.block(), handlers.substitute(data=subject.params), handlers.seed(rng_seed=0):
-        drawn = handlers.trace(subject.guide).get_trace(x0)
-        with handlers.trace() as made:
-            generated = subject.model(None, 500)
+    _, drawn = trace_quietly(subject.guide, x0, params=subject.params)
+    generated, made = trace_quietly(subject.model, None, 500, params=subject.params, seed=1)
     words: list[str] = []
     for ends in chains:
         guide, model = (

@@ -121,7 +121,7 @@ def _order(chain: Chain) -> Finding:
 def _analytic(chain: Chain) -> Finding:
     """Whether each KL is known, and what a sample in its place adds to the noise of the bound."""
     name = "analytic KL"
-    kernel: Any = chain.kernel
+    kernel = chain.kernel
     if chain.num_steps == 1:
         return skipped(name, "there is no reverse step with T = 1.")
     if not has_closed_forms(kernel):

@@ -16,6 +16,7 @@ from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipp
 from dpm_ppl.inference.checks.statistics import STANDARD_ERRORS
 from dpm_ppl.inference.checks.subject import Chain, Subject
 from dpm_ppl.inference.likelihoods.entropy import entropy
+from dpm_ppl.kernels.kernel import has_marginal
 
 _NUM_DATA = 4000
 
@@ -124,8 +125,8 @@ def _second_moment(chain: Chain, flat: np.ndarray) -> Finding:
 
 def _paper(chain: Chain, x0: Array) -> Finding:
     """How far the paper's K is from the ELBO: it takes E log pi(x^t), t in {0, 1, T}, to be -H(pi)."""
-    kernel: Any = chain.kernel
-    if not chain.model.has_fixed_last_step or not hasattr(kernel, "marginal"):
+    kernel = chain.kernel
+    if not chain.model.has_fixed_last_step or not has_marginal(kernel):
         return skipped("K", "the paper's K is not known for a `decode` of one's own, or without `marginal`.")
     pi, num_steps = kernel.stationary(), kernel.num_steps
     keys = jax.random.split(chain.key, 3)

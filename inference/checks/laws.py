@@ -19,6 +19,7 @@ from dpm_ppl.diffusion import require_laws
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.statistics import ROUNDING, STANDARD_ERRORS, Difference
 from dpm_ppl.inference.checks.subject import Chain
+from dpm_ppl.kernels.kernel import Kernel, has_closed_forms, has_marginal
 
 Law = Callable[..., dist.Distribution]
 
@@ -40,10 +41,13 @@ class Laws:
     posterior: Law | None
 
     @classmethod
-    def of(cls, kernel: Any) -> "Laws":
+    def of(cls, kernel: Kernel) -> "Laws":
         """Those of a kernel."""
         return cls(
-            kernel.stationary, kernel.step, getattr(kernel, "marginal", None), getattr(kernel, "posterior", None)
+            kernel.stationary,
+            kernel.step,
+            kernel.marginal if has_marginal(kernel) else None,
+            kernel.posterior if has_closed_forms(kernel) else None,
         )
 
     def replaced(self, name: str, law: Law) -> "Laws":
@@ -223,8 +227,8 @@ def chosen(first: int, last: int) -> list[int]:
 
 
 def _end(chain: Chain) -> Finding:
-    kernel: Any = chain.kernel
-    if not hasattr(kernel, "marginal"):
+    kernel = chain.kernel
+    if not has_marginal(kernel):
         return skipped("end of the chain", "q(x^T|x^0) is not known: the kernel has no `marginal`.")
 
     def divergence(x0: Array, key: Array) -> Array:

@@ -58,7 +58,7 @@ def fitted_loss(subject: Subject, *, all_steps: bool = False) -> Callable[[Mappi
 
 def num_steps_sampled(subject: Subject) -> int | None:
     """Steps per datum: the recipe's, at most what the shortest chain has."""
-    terms = [s.diffusion.num_steps - 1 for s in subject.statements]
+    terms = [s.statement.diffusion.num_steps - 1 for s in subject.statements]
     size = subject.recipe.get("num_steps_sampled", 8)
     return None if size is None or not terms else min(size, *terms) or None
 

@@ -37,7 +37,7 @@ def _precision(subject: Subject, chain: Chain) -> Finding:
     with jax.enable_x64(new_val=False):
         params = as_now(jax.tree.map(np.asarray, subject.params))
         statements, *_ = read(subject.model, subject.guide, subject.definition, as_now(np.asarray(subject.x0)), params)
-        found = {(s.where, s.name): s.diffusion for s in statements}
+        found = {(s.where, s.statement.name): s.statement.diffusion for s in statements}
         forward = found.get(("guide", chain.name)) or found["diffusion()", "diffusion()"]
         model = found.get(("model", chain.name)) or found["diffusion()", "diffusion()"]
         single_chain = Chain(chain.name, as_now(x0), forward, model, chain.key)
@@ -69,7 +69,7 @@ def _of(row: int, chain: Chain) -> str:
 
 def _terms(chain: Chain, x0: Array, states: Array) -> Array:
     """Terms of the bound at given states, shape (T + 1, num_data): log p(x^0|x^1), those of t = 2..T, and of pi."""
-    kernel: Any = chain.kernel
+    kernel = chain.kernel
     before, after, t = states[1:-1], states[2:], chain.steps(*range(2, chain.num_steps + 1))
     first = chain.model.decode(states[1]).log_prob(x0)
     last = kernel.stationary().log_prob(states[-1])

@@ -1,7 +1,6 @@
 """Do the reverse steps undo the forward ones: where it goes, only where it goes, and at its times?"""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +64,7 @@ def _positive(chain: Chain) -> Finding:
 
 def _last(chain: Chain) -> Finding:
     """Whether p(x^0|x^1) is the paper's, and that the exact undoing of step 1 on pi."""
-    kernel: Any = chain.kernel
+    kernel = chain.kernel
 
     @jax.jit
     def both(x0: Array, x1: Array) -> tuple[Array, Array]:
@@ -119,9 +118,9 @@ def _support(chain: Chain) -> Finding:
 
 def _time(chain: Chain) -> Finding:
     """Whether the reverse steps are nearer to the posteriors at their own t than with time turned round."""
-    if not has_closed_forms(chain.kernel) or chain.num_steps < 3:
+    kernel = chain.kernel
+    if not has_closed_forms(kernel) or chain.num_steps < 3:
         return skipped("reverse time", "it takes a kernel with `posterior`, and three steps.")
-    kernel: Any = chain.kernel
     num_steps = chain.num_steps
 
     @jax.jit

@@ -23,7 +23,7 @@ from dpm_ppl.data import as_now, draw
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.likelihoods.bounds import Bound, bound
 from dpm_ppl.kernels.kernel import Kernel
-from dpm_ppl.programs import Sites, Statement, plain_sites, read
+from dpm_ppl.programs import Declared, Sites, plain_sites, read
 
 NUMBERS = 50_000  # in one trajectory of every datum
 
@@ -50,7 +50,7 @@ class Chain:
     key: Array
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> Kernel:
         """The forward kernel."""
         return self.forward.kernel
 
@@ -156,7 +156,7 @@ class Subject:
     x0: Array
     params: dict[str, Any]
     looped: frozenset[str]
-    statements: tuple[Statement, ...]
+    statements: tuple[Declared, ...]
     sites: Sites
     scans: bool
     key: Array
@@ -164,18 +164,18 @@ class Subject:
     @cached_property
     def chains(self) -> list[Chain]:
         """The chains that guide and model share; where they have none, that of `diffusion()`, over the data."""
-        of = {(s.where, s.name): s for s in self.statements}
-        names = [s.name for s in self.statements if s.where == "guide" and ("model", s.name) in of]
+        of = {(s.where, s.statement.name): s.statement for s in self.statements}
+        names = [name for where, name in of if where == "guide" and ("model", name) in of]
         found = []
-        for i, name in enumerate(dict.fromkeys(names)):
+        for i, name in enumerate(names):
             guide, model = of["guide", name], of["model", name]
             x0 = self.x0 if guide.x0 is None else guide.x0  # a forward chain always has data
             found.append(Chain(name, x0, guide.diffusion, model.diffusion, jax.random.fold_in(self.key, i)))
         if not names:
             found += [
-                Chain(s.name, self.x0, s.diffusion, s.diffusion, self.key)
-                for s in self.statements
-                if s.where == "diffusion()"
+                Chain(name, self.x0, s.diffusion, s.diffusion, self.key)
+                for (where, name), s in of.items()
+                if where == "diffusion()"
             ]
         return found
 
@@ -255,7 +255,8 @@ def _longest(run: Callable[..., Any], data: Any, params: Mapping[str, Any]) -> i
 
     def shapes(key: Array) -> None:
         statements, *_ = run(data.sample(key, (4,)) if rows is None else rows, params)
-        numbers.extend(s.diffusion.num_steps * math.prod(s.diffusion.event_shape) for s in statements)
+        found = [s.statement.diffusion for s in statements]
+        numbers.extend(diffusion.num_steps * math.prod(diffusion.event_shape) for diffusion in found)
 
     jax.eval_shape(shapes, jax.random.key(0))
     return max(numbers)

@@ -4,8 +4,14 @@
 and make it ready for stock SVI, and lets `loop` do the iterations, which `runs` keeps on disk and reads back.
 """
 
-from dpm_ppl.inference.fitting.fits import Fit as Fit
-from dpm_ppl.inference.fitting.fits import fit as fit
-from dpm_ppl.inference.fitting.loop import NonFiniteLossError as NonFiniteLossError
-from dpm_ppl.inference.fitting.runs import load_params as load_params
-from dpm_ppl.inference.fitting.runs import read_run as read_run
+from dpm_ppl.inference.fitting.fits import Fit, fit
+from dpm_ppl.inference.fitting.loop import NonFiniteLossError
+from dpm_ppl.inference.fitting.runs import load_params, read_run
+
+__all__ = [
+    "Fit",
+    "NonFiniteLossError",
+    "fit",
+    "load_params",
+    "read_run",
+]

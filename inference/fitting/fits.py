@@ -19,8 +19,9 @@ from numpyro.infer import RenyiELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.util import is_prng_key
 
+from dpm_ppl.arguments import require_count
 from dpm_ppl.handlers import Weight, subsample_steps
-from dpm_ppl.inference.arguments import require_count, require_flags
+from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, start
@@ -129,74 +130,115 @@ def fit(
     Source: Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; frozen noise as in section 2.4.1.
     """
     began = time.perf_counter()
-    _require_kinds(model=model, guide=guide, key=key, args=args, loss=loss, optimizer=optimizer)
-    num_iterations = require_count("num_iterations", num_iterations)
-    batch_size = require_count("batch_size", batch_size)
-    num_checkpoints = require_count("num_checkpoints", num_checkpoints)
-    _require_numbers(
-        learning_rate=learning_rate, clip_norm=clip_norm, ema_decay=ema_decay, checkpoint_every=checkpoint_every
-    )
-    require_flags(resume=resume, frozen_noise=frozen_noise, progress=progress)
-    fingerprint = _require_fingerprint(fingerprint)
-    if resume and run_dir is None:
-        raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
-    loss = TraceMeanField_ELBO() if loss is None else loss
+    given = locals()  # the arguments, and when they came
+    return _run(_Options(**given))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Options:
+    """The arguments of `fit`, checked; and `began`, when it was called."""
+
+    began: float
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    data: ArrayLike | dist.Distribution
+    key: Array
+    num_iterations: int
+    batch_size: int
+    num_steps_sampled: int | None
+    weight: Weight | None
+    optimizer: optax.GradientTransformation | None
+    learning_rate: float
+    args: tuple[Any, ...]
+    loss: Any
+    run_dir: str | Path | None
+    resume: bool
+    clip_norm: float | None
+    ema_decay: float
+    frozen_noise: bool
+    checkpoint_every: float
+    num_checkpoints: int
+    progress: bool
+    fingerprint: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        _require_kinds(
+            model=self.model, guide=self.guide, key=self.key, args=self.args, loss=self.loss, optimizer=self.optimizer
+        )
+        for name in ("num_iterations", "batch_size", "num_checkpoints"):
+            object.__setattr__(self, name, require_count(name, getattr(self, name)))
+        _require_numbers(
+            learning_rate=self.learning_rate,
+            clip_norm=self.clip_norm,
+            ema_decay=self.ema_decay,
+            checkpoint_every=self.checkpoint_every,
+        )
+        require_flags(resume=self.resume, frozen_noise=self.frozen_noise, progress=self.progress)
+        object.__setattr__(self, "fingerprint", _require_fingerprint(self.fingerprint))
+        if self.resume and self.run_dir is None:
+            raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
+        object.__setattr__(self, "loss", TraceMeanField_ELBO() if self.loss is None else self.loss)
+
+    def settings(self, batches: Batches) -> dict[str, Any]:
+        """What a run must keep to be continued exactly; JSON."""
+        settings: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "num_steps_sampled": None if self.num_steps_sampled is None else int(self.num_steps_sampled),
+            "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
+            "ema_decay": float(self.ema_decay),
+            "frozen_noise": bool(self.frozen_noise),
+            "loss": type(self.loss).__name__,
+            "key": _describe_key(self.key),
+            "data": _describe_data(self.data, batches),
+            "fingerprint": self.fingerprint,
+        }
+        if self.weight is not None:
+            settings["weight"] = getattr(self.weight, "__name__", type(self.weight).__name__)
+        if self.optimizer is None:
+            settings["num_iterations of the default optimizer"] = self.num_iterations
+            settings["learning_rate"] = float(self.learning_rate)
+        return settings
+
+    def chained(self, normaliser: int) -> optax.GradientTransformation:
+        """The optimiser behind the gradient per datum, clipped."""
+        clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
+        default = optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.num_iterations))
+        return optax.chain(optax.scale(1 / normaliser), clip, default if self.optimizer is None else self.optimizer)
+
+
+def _run(options: _Options) -> Fit:
+    """What `fit` does once its arguments are checked."""
     sampled_model, sampled_guide = (
-        subsample_steps(program, size=num_steps_sampled, weight=weight) for program in (model, guide)
+        subsample_steps(program, size=options.num_steps_sampled, weight=options.weight)
+        for program in (options.model, options.guide)
     )
-    init_key, batch_key, noise_key = jax.random.split(key, 3)
-    batches = batches_of(data, batch_size=batch_size, key=batch_key)
-    settings: dict[str, Any] = {
-        "batch_size": int(batch_size),
-        "num_steps_sampled": None if num_steps_sampled is None else int(num_steps_sampled),
-        "clip_norm": None if clip_norm is None else float(clip_norm),
-        "ema_decay": float(ema_decay),
-        "frozen_noise": bool(frozen_noise),
-        "loss": type(loss).__name__,
-        "key": _describe_key(key),
-        "data": _describe_data(data, batches),
-        "fingerprint": fingerprint,
-    }
-    if weight is not None:
-        settings["weight"] = getattr(weight, "__name__", type(weight).__name__)
-    if optimizer is None:
-        settings["num_iterations of the default optimizer"] = int(num_iterations)
-        settings["learning_rate"] = float(learning_rate)
-    path = None if run_dir is None else runs.open_run(run_dir, resume=resume)
-
-    def chained(normaliser: int) -> optax.GradientTransformation:
-        clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-        default = optax.adam(optax.cosine_decay_schedule(learning_rate, num_iterations))
-        return optax.chain(optax.scale(1 / normaliser), clip, default if optimizer is None else optimizer)
-
-    prepared = prepare(sampled_model, sampled_guide, batches, args, key=init_key, loss=loss, optimizer=chained)
+    init_key, batch_key, noise_key = jax.random.split(options.key, 3)
+    batches = batches_of(options.data, batch_size=options.batch_size, key=batch_key)
+    path = None if options.run_dir is None else runs.open_run(options.run_dir, resume=options.resume)
+    given = {"key": init_key, "loss": options.loss, "optimizer": options.chained}
+    prepared = prepare(sampled_model, sampled_guide, batches, options.args, **given)
     svi, done, keep = prepared.svi, Done(0, start(prepared.svi, prepared.state), np.zeros(0), 0.0), None
     if path is not None:
-        settings["parameters"] = runs.kinds(done.carry.average)
+        settings = {**options.settings(batches), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
-        done = _restored(path, done, key, num_iterations)
-        runs.write_run(path, settings, information={"num_iterations": int(num_iterations)})
-        keep = Keep(path, key, float(checkpoint_every), int(num_checkpoints))
-    if done.position < num_iterations:
+        done = _restored(path, done, options.key, options.num_iterations)
+        runs.write_run(path, settings, information={"num_iterations": options.num_iterations})
+        keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
+    if done.position < options.num_iterations:
         loop = compile_loop(
-            svi,
-            batches,
-            args,
-            done.carry,
+            *(svi, batches, options.args, done.carry),
             key=noise_key,
             normaliser=prepared.normaliser,
-            ema_decay=ema_decay,
-            frozen_noise=frozen_noise,
+            ema_decay=options.ema_decay,
+            frozen_noise=options.frozen_noise,
         )
         done = advance(
-            loop,
-            batches.source,
-            done,
-            began=began,
-            num_iterations=num_iterations,
+            *(loop, batches.source, done),
+            began=options.began,
+            num_iterations=options.num_iterations,
             keep=keep,
-            progress=progress,
-            objective="bound" if weight is None else "weighted bound",
+            progress=options.progress,
+            objective="bound" if options.weight is None else "weighted bound",
         )
     return Fit(
         params=svi.constrain_fn(done.carry.average),

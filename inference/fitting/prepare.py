@@ -104,9 +104,9 @@ class _Reader(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] in ("forward_chain", "reverse_chain"):
             self._inside += 1
-            _, diffusion, x0 = msg["args"]
-            if x0 is self.x0:
-                self.kernels.append(diffusion.kernel)
+            statement = msg["statement"]
+            if statement.x0 is self.x0:
+                self.kernels.append(statement.diffusion.kernel)
         elif msg["type"] == "plate" and not self._inside:
             self.plates[msg["name"]] = msg["args"]
         elif msg["type"] == "sample" and not self._inside and not msg["is_observed"] and msg["fn"].support.is_discrete:

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
 from dpm_ppl.inference.records import write_json
+from dpm_ppl.tracing import trace_quietly
 
 FILE = "run.json"
 
@@ -347,9 +347,8 @@ def load_params(run_dir: str | Path, program: Callable[..., Any], *args: Any) ->
 
 def _declared(program: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, tuple[Any, Any]]:
     """Value of each parameter that a program declares, and the bijection to its constraint."""
-    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-        program(*args)
-    params = {name: site for name, site in trace.items() if site["type"] == "param"}
+    _, sites = trace_quietly(program, *args)
+    params = {name: site for name, site in sites.items() if site["type"] == "param"}
     if not params:
         raise ValueError("Expected a program that declares parameters; it has none.")
     return {

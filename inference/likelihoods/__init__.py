@@ -5,17 +5,26 @@
 `bidirectional` bounds the likelihood of simulated data from both sides. Start at `likelihood`.
 """
 
-from dpm_ppl.inference.likelihoods.bidirectional import DissipatedWork as DissipatedWork
-from dpm_ppl.inference.likelihoods.bidirectional import Sandwich as Sandwich
-from dpm_ppl.inference.likelihoods.bidirectional import dissipated_work as dissipated_work
-from dpm_ppl.inference.likelihoods.bidirectional import sandwich as sandwich
-from dpm_ppl.inference.likelihoods.bounds import Bound as Bound
-from dpm_ppl.inference.likelihoods.bounds import bound as bound
-from dpm_ppl.inference.likelihoods.consistency import ConsistencyBound as ConsistencyBound
-from dpm_ppl.inference.likelihoods.consistency import consistency_bound as consistency_bound
-from dpm_ppl.inference.likelihoods.entropy import EntropyBounds as EntropyBounds
-from dpm_ppl.inference.likelihoods.entropy import entropy_bounds as entropy_bounds
-from dpm_ppl.inference.likelihoods.importance import importance_weights as importance_weights
-from dpm_ppl.inference.likelihoods.likelihood import Likelihood as Likelihood
-from dpm_ppl.inference.likelihoods.likelihood import class_log_probs as class_log_probs
-from dpm_ppl.inference.likelihoods.likelihood import log_likelihood as log_likelihood
+from dpm_ppl.inference.likelihoods.bidirectional import DissipatedWork, Sandwich, dissipated_work, sandwich
+from dpm_ppl.inference.likelihoods.bounds import Bound, bound
+from dpm_ppl.inference.likelihoods.consistency import ConsistencyBound, consistency_bound
+from dpm_ppl.inference.likelihoods.entropy import EntropyBounds, entropy_bounds
+from dpm_ppl.inference.likelihoods.importance import importance_weights
+from dpm_ppl.inference.likelihoods.likelihood import Likelihood, class_log_probs, log_likelihood
+
+__all__ = [
+    "Bound",
+    "ConsistencyBound",
+    "DissipatedWork",
+    "EntropyBounds",
+    "Likelihood",
+    "Sandwich",
+    "bound",
+    "class_log_probs",
+    "consistency_bound",
+    "dissipated_work",
+    "entropy_bounds",
+    "importance_weights",
+    "log_likelihood",
+    "sandwich",
+]

@@ -1,7 +1,7 @@
 """Bounds on both sides of the log likelihood, for data simulated from the model, where exact posteriors are had."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from jax import Array, random
 
-from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.inference.arguments import require_count
+from dpm_ppl.arguments import require_count
+from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.likelihoods.likelihood import Likelihood, log_likelihood, log_mean_exp
 from dpm_ppl.inference.likelihoods.weights import raise_for_terms, reverse_weights, run_in_blocks
+from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.programs import instantiate
 
 
@@ -76,15 +77,13 @@ class Sandwich:
         """
         result: dict[str, float] = {"num_data": len(self.x0), "num_particles": self.forward.num_particles}
         for name in ("lower", "upper", "gap", "estimate"):
-            values = getattr(self, name)
-            error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            for suffix, nats in (("", np.mean(values)), ("_se", error)):
-                result |= {f"{name}_nats{suffix}": float(nats), f"{name}_bits{suffix}": float(nats / math.log(2))}
+            mean, error = mean_and_error(getattr(self, name))
+            result |= in_both_units(name, mean) | in_both_units(name, error, suffix="_se")
         return result
 
 
 def sandwich(
-    diffusion: Callable[[], Diffusion],
+    definition: Definition,
     *,
     params: Mapping[str, Any],
     key: Array,
@@ -99,8 +98,8 @@ def sandwich(
     importance weights of x^0 it turns their lower bound into an upper one.
 
     Args:
-        diffusion: A program's definition: declares parameters and returns a Diffusion. Compiled once for each function
-            given.
+        definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
+            function given.
         params: Parameters by name.
         key: Random key.
         num_data: Data to simulate.
@@ -119,13 +118,13 @@ def sandwich(
     Source: Grosse, Ghahramani and Adams 2015 (bidirectional Monte Carlo); for several trajectories Sobolev and Vetrov
         2019.
     """
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
     require_count("num_data", num_data, at_least=1)
     require_count("num_particles", num_particles, at_least=1)
     reverse_key, forward_key = random.split(key)
     _, blocks = run_in_blocks(
         reverse_weights,
-        *(diffusion, dict(params), reverse_key),
+        *(definition, dict(params), reverse_key),
         num_items=num_data,
         block_size=block_size,
         numbers_per_item=math.prod(built.event_shape),
@@ -138,7 +137,7 @@ def sandwich(
     x0 = np.concatenate([b["x0"] for b in blocks])[:num_data]
     own = np.concatenate([b["log_weight"].astype(np.float64) + b["lost"] for b in blocks])[:num_data]
     forward = log_likelihood(
-        diffusion,
+        definition,
         x0,
         params=params,
         key=forward_key,

@@ -15,10 +15,12 @@ from jax.typing import ArrayLike
 from numpyro.distributions import kl_divergence
 from tqdm import tqdm
 
-from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.inference.arguments import require_batch, require_count
+from dpm_ppl.arguments import require_count
+from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.inference.arguments import require_batch
 from dpm_ppl.inference.likelihoods.entropy import entropy
-from dpm_ppl.kernels.kernel import has_closed_forms
+from dpm_ppl.inference.units import in_both_units, mean_and_error
+from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms
 from dpm_ppl.programs import instantiate
 
 
@@ -97,19 +99,17 @@ class Bound:
         }
         result: dict[str, float] = {"num_data": len(elbo), "num_samples": self.num_samples}
         for name, term in per_datum.items():
-            values = np.asarray(term, np.float64)
-            with np.errstate(invalid="ignore"):  # L_null of data that pi lacks is -inf, and its error unknown
-                error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            result |= _in_both_units(name, float(np.mean(values))) | _in_both_units(name, error, suffix="_se")
+            mean, error = mean_and_error(term)
+            result |= in_both_units(name, mean) | in_both_units(name, error, suffix="_se")
         variance = np.mean(np.asarray(self.elbo_variance, np.float64)) / (self.num_samples * len(elbo))
-        result |= _in_both_units("elbo", math.sqrt(variance), suffix="_mc_se")
+        result |= in_both_units("elbo", math.sqrt(variance), suffix="_mc_se")
         return result | {
             f"{name}_bits_per_dimension": result[f"{name}_bits"] / self.num_dimensions for name in ("elbo", "K")
         }
 
 
 def bound(
-    diffusion: Callable[[], Diffusion],
+    definition: Definition,
     x0: ArrayLike,
     *,
     params: Mapping[str, Any],
@@ -123,8 +123,8 @@ def bound(
     elsewhere; the states x^t at which they are taken are sampled. Memory does not grow with T beyond the result's.
 
     Args:
-        diffusion: A program's definition: declares parameters and returns a Diffusion. Compiled once for each function
-            given, so pass the same one, not a new lambda, to call this often.
+        definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
+            function given, so pass the same one, not a new lambda, to call this often.
         x0: Data, shape (num_data, *event).
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
@@ -140,16 +140,14 @@ def bound(
 
     Source: Sohl-Dickstein et al. 2015, eq. 14 and app. B, and the same without its replacement of cross-entropies.
     """
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
     x0 = require_batch(built.kernel, x0)
     num_samples = require_count("num_samples", num_samples)
     num_data, num_dimensions = len(x0), math.prod(built.event_shape)
     if block_size is None:
         width = num_samples * num_dimensions
         block_size = max(1, min(2**16 // width, 2**26 // (width * built.num_steps)))
-    elif not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"Expected `block_size` to be an integer of at least 1, or None; got {block_size!r}.")
-    num_blocks = math.ceil(num_data / block_size)
+    num_blocks = math.ceil(num_data / require_count("block_size", block_size))
     block_size = math.ceil(num_data / num_blocks)
     keys = jax.random.split(key, num_data)
     blocks = []
@@ -160,7 +158,7 @@ def bound(
             np.arange(start, start + block_size), num_data - 1
         )  # the last block is filled up: one compilation
         blocks.append(
-            jax.device_get(bound_terms(diffusion, dict(params), x0[rows], keys[rows], num_samples=num_samples))
+            jax.device_get(bound_terms(definition, dict(params), x0[rows], keys[rows], num_samples=num_samples))
         )
     terms = {name: jnp.concatenate([block[name] for block in blocks])[:num_data] for name in blocks[0]}
     return Bound(
@@ -173,18 +171,14 @@ def bound(
     )
 
 
-def _in_both_units(name: str, nats: float, *, suffix: str = "") -> dict[str, float]:
-    return {f"{name}_nats{suffix}": nats, f"{name}_bits{suffix}": nats / math.log(2)}
-
-
-@partial(jax.jit, static_argnames=("diffusion", "num_samples"))
+@partial(jax.jit, static_argnames=("definition", "num_samples"))
 def bound_terms(
-    diffusion: Callable[[], Diffusion], params: dict[str, Any], x0: Array, keys: Array, *, num_samples: int
+    definition: Definition, params: dict[str, Any], x0: Array, keys: Array, *, num_samples: int
 ) -> dict[str, Array]:
     """Every array of `dpm_ppl.inference.Bound` that has a row for each datum, with one key for each.
 
     Args:
-        diffusion: A program's definition.
+        definition: A program's definition.
         params: Parameters by name.
         x0: Data, shape (num_data, *event).
         keys: Random keys, shape (num_data,).
@@ -193,7 +187,7 @@ def bound_terms(
     Returns:
         Terms by name, in nats per datum, each of shape (num_data,), `kl` of shape (num_data, T - 1).
     """
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
     of_samples = _closed_form if has_closed_forms(built.kernel) else _trajectory
 
     def of_datum(x0: Array, key: Array) -> dict[str, Array]:
@@ -209,7 +203,7 @@ def bound_terms(
 
 def _closed_form(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array]:
     """Terms at samples of x^t drawn from the marginals, one for each row of x0, on the last axis."""
-    kernel: Any = diffusion.kernel
+    kernel = require_closed_forms(diffusion.kernel)
     first_key, last_key, key, *entropy_keys = jax.random.split(key, 5)
 
     def at_step(kl_sum: Array, t: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ a function of two random states, where that of `bound` is one of a single state.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,9 +26,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.inference.arguments import require_batch, require_count
+from dpm_ppl.arguments import require_count
+from dpm_ppl.diffusion import Definition
+from dpm_ppl.inference.arguments import require_batch
 from dpm_ppl.inference.likelihoods.bounds import controlled_reconstruction, divergence
+from dpm_ppl.kernels.kernel import Kernel
 from dpm_ppl.kernels.scheduled import ScheduledKernel
 from dpm_ppl.programs import instantiate
 
@@ -63,7 +65,7 @@ class ConsistencyBound:
 
 
 def consistency_bound(
-    diffusion: Callable[[], Diffusion], x0: ArrayLike, *, params: Mapping[str, Any], key: Array, num_samples: int = 1
+    definition: Definition, x0: ArrayLike, *, params: Mapping[str, Any], key: Array, num_samples: int = 1
 ) -> ConsistencyBound:
     """Lower bound on the log likelihood by consistency terms, along forward trajectories of every datum.
 
@@ -72,8 +74,8 @@ def consistency_bound(
     the result's.
 
     Args:
-        diffusion: A program's definition: declares parameters and returns a Diffusion. Compiled once for each function
-            given.
+        definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
+            function given.
         x0: Data, shape (num_data, *event).
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
@@ -88,19 +90,19 @@ def consistency_bound(
 
     Source: Luo 2022, eq. 45, with its expectations over x^t put right.
     """
-    x0 = require_batch(instantiate(diffusion, params).kernel, x0)
+    x0 = require_batch(instantiate(definition, params).kernel, x0)
     num_samples = require_count("num_samples", num_samples)
     keys = jax.random.split(key, len(x0))
     return ConsistencyBound(
-        **_terms(diffusion, dict(params), x0, keys, num_samples=num_samples), num_samples=num_samples
+        **_terms(definition, dict(params), x0, keys, num_samples=num_samples), num_samples=num_samples
     )
 
 
-@partial(jax.jit, static_argnames=("diffusion", "num_samples"))
+@partial(jax.jit, static_argnames=("definition", "num_samples"))
 def _terms(
-    diffusion: Callable[[], Diffusion], params: dict[str, Any], x0: Array, keys: Array, *, num_samples: int
+    definition: Definition, params: dict[str, Any], x0: Array, keys: Array, *, num_samples: int
 ) -> dict[str, Array]:
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
 
     def variance(values: Array) -> Array:
         return jnp.var(values, ddof=1) if num_samples > 1 else jnp.full((), jnp.nan, values.dtype)
@@ -143,7 +145,7 @@ def _terms(
     return jax.vmap(of_datum)(x0, keys)
 
 
-def _bridge(kernel: Any, before: Array, after: Array, t: Array) -> Any:
+def _bridge(kernel: Kernel, before: Array, after: Array, t: Array) -> Any:
     """q(x^t | x^(t-1), x^(t+1)), the posterior of a chain of the two steps t and t + 1; None where it is not known."""
     if not isinstance(kernel, ScheduledKernel):
         return None

@@ -1,6 +1,6 @@
 """What is known of the reverse process's entropy before anything is learned, eq. 24 of the paper."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +11,10 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.inference.arguments import require_batch, require_count
+from dpm_ppl.arguments import require_count
+from dpm_ppl.diffusion import Definition
+from dpm_ppl.inference.arguments import require_batch
+from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.programs import instantiate
 
 
@@ -31,12 +33,12 @@ class EntropyBounds:
 
 
 def entropy_bounds(
-    diffusion: Callable[[], Diffusion], x0: ArrayLike, *, params: Mapping[str, Any], key: Array, num_samples: int = 1
+    definition: Definition, x0: ArrayLike, *, params: Mapping[str, Any], key: Array, num_samples: int = 1
 ) -> EntropyBounds:
     """Lower and upper bounds on the entropy of each reverse step of the true reverse process.
 
     Args:
-        diffusion: A program's definition: declares parameters and returns a Diffusion. Only its kernel is used.
+        definition: A program's `diffusion`: declares parameters and returns the record. Only its kernel is used.
         x0: Data, shape (num_data, *event).
         params: Parameters by name.
         key: Random key.
@@ -51,22 +53,22 @@ def entropy_bounds(
 
     Source: Sohl-Dickstein et al. 2015, eq. 24 and app. A.
     """
-    kernel: Any = instantiate(diffusion, params).kernel
+    kernel = instantiate(definition, params).kernel
     x0 = require_batch(kernel, x0)
     num_samples = require_count("num_samples", num_samples)
-    if not hasattr(kernel, "marginal"):
+    if not has_marginal(kernel):
         raise TypeError(
             f"Expected a kernel with `marginal`, whose entropy eq. 24 needs; {type(kernel).__name__} has none. Give it "
             "`marginal(x0, t)`, the distribution of x^t given x^0."
         )
-    return EntropyBounds(*_bounds(diffusion, dict(params), x0, key, num_samples=num_samples))
+    return EntropyBounds(*_bounds(definition, dict(params), x0, key, num_samples=num_samples))
 
 
-@partial(jax.jit, static_argnames=("diffusion", "num_samples"))
+@partial(jax.jit, static_argnames=("definition", "num_samples"))
 def _bounds(
-    diffusion: Callable[[], Diffusion], params: dict[str, Any], x0: Array, key: Array, *, num_samples: int
+    definition: Definition, params: dict[str, Any], x0: Array, key: Array, *, num_samples: int
 ) -> tuple[Array, Array]:
-    kernel: Any = instantiate(diffusion, params).kernel
+    kernel: Any = instantiate(definition, params).kernel  # has `marginal`, as was checked
 
     def at_step(t: Array) -> tuple[Array, Array]:
         keys = jax.random.split(jax.random.fold_in(key, t), 4)

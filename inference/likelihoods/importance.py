@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from dpm_ppl.inference.arguments import require_count
+from dpm_ppl.arguments import require_count
 from dpm_ppl.inference.likelihoods.weights import run_in_blocks
 from dpm_ppl.programs import require_params
+from dpm_ppl.tracing import trace_quietly
 
 Sites = dict[str, dict[str, Any]]
 
@@ -130,9 +131,7 @@ def _log_weight(
 
 def _trace(fn: Callable[..., Any], args: tuple[Any, ...], params: dict[str, Any], key: Array) -> Sites:
     """Every site of a run with the parameters put in; checked for what makes its density no weight."""
-    with handlers.block(), handlers.trace() as declared, handlers.substitute(data=params), handlers.seed(rng_seed=key):
-        fn(*args)
-    sites: Sites = dict(declared)
+    _, sites = trace_quietly(fn, *args, params=params, seed=key)
     for name, site in _samples(sites).items():
         if "chain" in (site["infer"] or {}):
             raise ValueError(

@@ -13,8 +13,9 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy.special import log_softmax, stdtrit
 
-from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.inference.arguments import require_batch, require_count
+from dpm_ppl.arguments import require_count
+from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.inference.arguments import require_batch
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import arviz, is_arviz_1, record, variable, write
@@ -172,7 +173,7 @@ class Likelihood:
 
 
 def log_likelihood(
-    diffusion: Callable[[], Diffusion],
+    definition: Definition,
     x0: ArrayLike,
     *,
     params: Mapping[str, Any],
@@ -189,8 +190,8 @@ def log_likelihood(
     Each datum and particle has a random key of its own: blocks do not change the result.
 
     Args:
-        diffusion: A program's definition: declares parameters and returns a Diffusion. Compiled once for each function
-            given.
+        definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
+            function given.
         x0: Data, shape (num_data, *event).
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
@@ -210,7 +211,7 @@ def log_likelihood(
 
     Source: Sohl-Dickstein et al. 2015, eq. 9; Neal 2001.
     """
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
     x0 = require_batch(built.kernel, x0)
     require_count("num_particles", num_particles, at_least=1)
     require_count("num_trajectories", num_trajectories, at_least=0)
@@ -221,7 +222,7 @@ def log_likelihood(
     def run(num: int, *, keep: bool) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
         return run_in_blocks(
             forward_weights,
-            *(diffusion, dict(params), x0, key),
+            *(definition, dict(params), x0, key),
             num_items=num * num_data,
             block_size=block_size,
             numbers_per_item=num_numbers * (built.num_steps if keep else 1),

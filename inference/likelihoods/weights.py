@@ -20,15 +20,16 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from dpm_ppl.diffusion import Diffusion
+from dpm_ppl.arguments import require_count
+from dpm_ppl.diffusion import Definition
 from dpm_ppl.programs import instantiate
 
 Total = tuple[Array, Array, Array]  # running sum, what its rounding lost, and the first step that made it NaN or +inf
 
 
-@partial(jax.jit, static_argnames=("diffusion", "num_data", "keep"))
+@partial(jax.jit, static_argnames=("definition", "num_data", "keep"))
 def forward_weights(
-    diffusion: Callable[[], Diffusion],
+    definition: Definition,
     params: dict[str, Any],
     x0: Array,
     key: Array,
@@ -41,7 +42,7 @@ def forward_weights(
     """Log weights of a block of forward trajectories, particle by particle and in each datum by datum.
 
     Args:
-        diffusion: A program's definition.
+        definition: A program's definition.
         params: Parameters by name.
         x0: All data, shape (num_data, *event).
         key: Random key; trajectory i of the result depends on it and on index[i] alone.
@@ -56,7 +57,7 @@ def forward_weights(
         (T - 1,), the sum of -log p(x^(t-1)|x^t) over the block for t = 2..T; with `keep` also `trajectory`, shape
         (size, T, *event).
     """
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
     kernel = built.kernel
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i % num_data), i // num_data))(index)
     x0 = x0[index % num_data]
@@ -87,14 +88,14 @@ def forward_weights(
     return result
 
 
-@partial(jax.jit, static_argnames=("diffusion",))
+@partial(jax.jit, static_argnames=("definition",))
 def reverse_weights(
-    diffusion: Callable[[], Diffusion], params: dict[str, Any], key: Array, index: Array, real: Array
+    definition: Definition, params: dict[str, Any], key: Array, index: Array, real: Array
 ) -> dict[str, Array]:
     """Data drawn from the model, and the log weights of the reverse trajectories that made them.
 
     Args:
-        diffusion: A program's definition.
+        definition: A program's definition.
         params: Parameters by name.
         key: Random key; datum i of the result depends on it and on index[i] alone.
         index: Data to draw, shape (size,).
@@ -104,7 +105,7 @@ def reverse_weights(
         `x0`, shape (size, *event), and `log_weight`, `lost` and `bad_step` as of `forward_weights`.
     """
     del real
-    built = instantiate(diffusion, params)
+    built = instantiate(definition, params)
     kernel, num_steps = built.kernel, built.num_steps
     keys = jax.vmap(partial(jax.random.fold_in, key))(index)
 
@@ -215,10 +216,10 @@ def run_in_blocks(
         results.
 
     Raises:
-        ValueError: block_size is no integer of at least 1.
+        TypeError, ValueError: block_size is no integer of at least 1.
     """
-    if block_size is not None and (not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1):
-        raise ValueError(f"Expected `block_size` to be an integer of at least 1, or None; got {block_size!r}.")
+    if block_size is not None:
+        block_size = require_count("block_size", block_size)
     numbers = 2**15 if jax.default_backend() == "cpu" else 2**18  # a processor's cache; an accelerator wants more
     size = block_size or max(1, min(numbers // numbers_per_item, max(2**12, 2**11 * numbers // num_steps)))
     index, real = _split(num_items, size)

@@ -6,10 +6,17 @@ each particle what r will say of it, and proposes its step back (`proposals`), f
 own sampler.
 """
 
-from dpm_ppl.inference.posteriors.particles import smc as smc
-from dpm_ppl.inference.posteriors.perturbation import perturbed_chain as perturbed_chain
-from dpm_ppl.inference.posteriors.posterior import Posterior as Posterior
-from dpm_ppl.inference.posteriors.twists import constant as constant
-from dpm_ppl.inference.posteriors.twists import denoised as denoised
-from dpm_ppl.inference.posteriors.twists import tempered as tempered
-from dpm_ppl.inference.posteriors.twists import widened as widened
+from dpm_ppl.inference.posteriors.particles import smc
+from dpm_ppl.inference.posteriors.perturbation import perturbed_chain
+from dpm_ppl.inference.posteriors.posterior import Posterior
+from dpm_ppl.inference.posteriors.twists import constant, denoised, tempered, widened
+
+__all__ = [
+    "Posterior",
+    "constant",
+    "denoised",
+    "perturbed_chain",
+    "smc",
+    "tempered",
+    "widened",
+]

@@ -24,6 +24,8 @@ Site = dict[str, Any]
 
 Known = tuple[Array, Array] | None  # a mask and values, each of shape (*event)
 
+LogR = Callable[[Array], Array]
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioned:
@@ -89,7 +91,7 @@ class Target:
     """
 
     diffusion: Diffusion
-    log_r: Callable[[Array], Array]
+    log_r: LogR
     known: Known
 
 
@@ -105,8 +107,8 @@ class _Cut(Messenger):
         super().__init__()
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "reverse_chain" and msg["args"][0] == self.site:
-            self.found = msg["args"][1]
+        if msg["type"] == "reverse_chain" and msg["statement"].name == self.site:
+            self.found = msg["statement"].diffusion
             if self.x0 is None:
                 self.x0 = jnp.zeros(self.found.event_shape, state_dtype(self.found))
             msg["fn"] = lambda *args: self.x0
@@ -120,6 +122,21 @@ def _log_prob(site: Mapping[str, Any]) -> Array:
 def state_dtype(diffusion: Diffusion) -> Any:
     """Type of the numbers in a state; nothing is drawn."""
     return jax.eval_shape(diffusion.kernel.stationary().sample, jax.random.key(0)).dtype
+
+
+def laws_of(diffusion: Diffusion) -> list[dist.Distribution]:
+    """One of each of a chain's distributions, for their families alone: nothing is computed."""
+    kernel: Any = diffusion.kernel
+    laws: list[dist.Distribution] = [kernel.stationary()]
+
+    def run(x: Array, t: Array) -> None:
+        laws.extend([diffusion.decode(x), kernel.step(x, t)])
+        laws.extend(kernel.marginal(x, t) for _ in range(hasattr(kernel, "marginal")))
+        laws.extend(diffusion.reverse(x, t) for _ in range(diffusion.num_steps > 1))
+
+    x = jax.ShapeDtypeStruct(diffusion.event_shape, state_dtype(diffusion))
+    jax.eval_shape(run, x, jax.ShapeDtypeStruct((), jnp.int32))
+    return laws
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
@@ -193,7 +210,7 @@ class _Watch(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "reverse_chain":
-            self.statements.append((msg["args"][0], msg["args"][2] is not None))
+            self.statements.append((msg["statement"].name, msg["statement"].x0 is not None))
 
 
 def _check_statement(name: str, statements: list[tuple[str, bool]], sites: Mapping[str, Site]) -> None:

@@ -5,7 +5,6 @@ blocks of one, where r is taken coordinate by coordinate. For r = N(y; A x, S) t
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +12,18 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.distributions import innermost, lower_factor, solve_lower
-from dpm_ppl.inference.posteriors.conditioning import Known, Target
+from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target
 from dpm_ppl.inference.posteriors.proposals import NormalMove
+
+NAME = "normal"
+
+NEEDS = "posterior coefficients and alpha_bar"
 
 LARGEST_FULL = 16  # coordinates whose joint covariance is kept; more are taken one by one
 
 LEAST_UNCERTAIN = 0.05  # of 1 - alpha_bar_t, the least variance of x^0 given x^t: a network's slope may be wrong
-
-LogR = Callable[[Array], Array]
 
 
 class Normal(NamedTuple):
@@ -48,14 +50,40 @@ class Guided(NamedTuple):
     inner: Array
 
 
-def is_full(x: Array, *, full: bool | None = None) -> bool:
-    """Whether the covariance of an event is kept whole; asked for or, by default, where it has few coordinates."""
-    return x.size <= LARGEST_FULL if full is None else full
+def holds(stationary: dist.Distribution) -> bool:
+    """Whether states are continuous; steps of another family are taken as normals, and weighed as what they are."""
+    return not stationary.support.is_discrete
 
 
 def applies(p: dist.Distribution) -> bool:
     """Whether a step is a normal, of diagonal or full covariance."""
     return isinstance(innermost(p), dist.Normal | dist.MultivariateNormal)
+
+
+def guides(diffusion: Diffusion) -> bool:
+    """Whether x^0 can be predicted: the kernel has posterior coefficients and alpha_bar."""
+    names = ("posterior_coefficients", "alpha_bar", "one_minus_alpha_bar")
+    return all(hasattr(diffusion.kernel, name) for name in names)
+
+
+def require_clampable(p: dist.Distribution, *, full: bool | None = None) -> None:
+    """Raises ValueError where a last step is no normal, or has a covariance of which only the diagonal is kept."""
+    if not applies(p):
+        raise ValueError(
+            "Expected a chain whose last step can be conditioned, a normal, for coordinates that are known exactly; "
+            f"got {type(innermost(p)).__name__}. Observe them with a little noise."
+        )
+    size = math.prod(p.event_shape)
+    if not moments(p, full=_is_full(size, full=full))[1]:
+        raise ValueError(
+            f"Expected a last step of independent coordinates, or twist=widened(full=True), for known coordinates of "
+            f"{size}; the last step has a full covariance, of which the default takes one coordinate at a time."
+        )
+
+
+def mode(p: dist.Distribution) -> Array:
+    """The mean of a step, shape (*event)."""
+    return p.mean
 
 
 def moments(p: dist.Distribution, *, full: bool) -> tuple[Normal, bool]:
@@ -101,9 +129,9 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
     return Guided(widened + log_known, log_known, normal, shift, inner)
 
 
-def product(p: dist.Distribution, log_r: LogR, known: Known, *, full: bool) -> tuple[Array, NormalMove]:
+def product(p: dist.Distribution, log_r: LogR, known: Known, *, full: bool | None = None) -> tuple[Array, NormalMove]:
     """Log E_p r in nats, r of the state itself and expanded at p's mean, and the proposal proportional to p r."""
-    normal, is_normal = moments(p, full=full)
+    normal, is_normal = moments(p, full=_is_full(math.prod(p.event_shape), full=full))
     guided = guide(normal, log_r, known, p.event_shape)
     upper = jnp.swapaxes(_inverse(guided.inner), -1, -2)
     shift = jnp.einsum("bij,bj->bi", upper, guided.shift)
@@ -126,11 +154,18 @@ def predicted(target: Target, x: Array, t: Array) -> Array:
     return _undone(target.diffusion.reverse(x, t), target, x, t)
 
 
-def posterior_step(target: Target, x: Array, t: Array, *, full: bool) -> tuple[Array, NormalMove]:
+def denoised_step(target: Target, x: Array, t: Array) -> tuple[Array, NormalMove]:
+    """Log r at the predicted x^0, and the step shifted by Sigma times its gradient in x^t."""
+    value, slope = jax.value_and_grad(lambda x: target.log_r(predicted(target, x, t)))(x)
+    return value, shifted(target.diffusion.reverse(x, t), slope)
+
+
+def posterior_step(target: Target, x: Array, t: Array, *, full: bool | None = None) -> tuple[Array, NormalMove]:
     """Log r widened by the uncertainty of x^0 given x^t, and the proposal for x^(t-1) that the guided x^0 makes.
 
     Source: products of normals; x^(t-1) given x^0 and x^t as in Sohl-Dickstein et al. 2015, app. B.
     """
+    full = _is_full(x.size, full=full)
     c0, _, variance = _coefficients(target, t)
     p, x0 = _uncertain(target, x, t, full=full)
     guided = guide(x0, target.log_r, target.known, x.shape)
@@ -144,6 +179,11 @@ def posterior_step(target: Target, x: Array, t: Array, *, full: bool) -> tuple[A
     shift = c0 * solve_lower(expected, moved[..., None])[..., 0]
     normal, is_normal = moments(p, full=full)
     return guided.log_r, NormalMove(*normal, shift, factor, jnp.zeros(()), None if is_normal else p, p.event_shape)
+
+
+def _is_full(size: int, *, full: bool | None) -> bool:
+    """Whether the covariance of an event is kept whole; asked for or, by default, where it has few coordinates."""
+    return size <= LARGEST_FULL if full is None else full
 
 
 def _coefficients(target: Target, t: Array) -> tuple[Array, Array, Array]:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dpm_ppl.inference.arguments import require_count
-from dpm_ppl.inference.posteriors import bernoulli_guidance, gaussian_guidance
+from dpm_ppl.arguments import require_count
+from dpm_ppl.inference.posteriors import guidance
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target, state_dtype
 from dpm_ppl.inference.posteriors.posterior import Posterior
 from dpm_ppl.inference.posteriors.proposals import Move
@@ -107,36 +107,29 @@ def suited(twist: Twist | None, target: Target) -> Twist:
     Raises:
         ValueError: a twist was asked for that the kernel does not allow.
     """
-    kernel: Any = target.diffusion.kernel
-    x = jnp.zeros(target.diffusion.event_shape, state_dtype(target.diffusion))
-    p = target.diffusion.decode(x)
-    gaussian = _has(kernel, "posterior_coefficients", "alpha_bar", "one_minus_alpha_bar") and not p.support.is_discrete
-    bernoulli = _has(kernel, "posterior", "one_minus_alpha_bar") and bernoulli_guidance.applies(p)
-    known = target.known is not None
-    if known and not ((gaussian and gaussian_guidance.applies(p)) or bernoulli):
-        raise ValueError(
-            "Expected a Gaussian or Bernoulli kernel, whose last step can be conditioned, for coordinates that are "
-            f"known exactly; got {type(kernel).__name__}. Observe them with a little noise."
-        )
-    if known and not isinstance(twist, widened | None):
-        raise ValueError(f"Expected twist=widened() for coordinates that are known exactly; got {_name(twist)}.")
-    full = gaussian_guidance.is_full(x, full=getattr(twist, "full", None))
-    if known and gaussian and not gaussian_guidance.moments(p, full=full)[1]:
-        raise ValueError(
-            f"Expected a last step of independent coordinates, or twist=widened(full=True), for known coordinates of "
-            f"{x.size}; the last step has a full covariance, of which the default takes one coordinate at a time."
-        )
-    if twist is None and not (gaussian or bernoulli):
+    diffusion = target.diffusion
+    kind, kernel = guidance.predicting(diffusion), type(diffusion.kernel).__name__
+    if target.known is not None:
+        if kind is None:
+            raise ValueError(
+                f"Expected a kernel with {guidance.listed(needs=True)}, whose last step can be conditioned, for "
+                f"coordinates that are known exactly; got {kernel}. Observe them with a little noise."
+            )
+        if not isinstance(twist, widened | None):
+            raise ValueError(f"Expected twist=widened() for coordinates that are known exactly; got {_name(twist)}.")
+        x = jnp.zeros(diffusion.event_shape, state_dtype(diffusion))
+        kind.require_clampable(diffusion.decode(x), full=None if twist is None else twist.full)
+    if kind is None and twist is None:
         warnings.warn(
-            f"{type(kernel).__name__} has no posterior coefficients and alpha_bar, from which widened() predicts x^0; "
-            "tempered() is used in its place. Look at the k-hat of each step.",
+            f"{kernel} has no {guidance.listed(needs=True)}, from which widened() predicts x^0; tempered() is used in "
+            "its place. Look at the k-hat of each step.",
             stacklevel=2,
         )
         return tempered()
-    if twist is not None and not isinstance(twist, tempered) and not (gaussian or bernoulli):
+    if kind is None and not isinstance(twist, tempered):
         raise ValueError(
-            f"Expected a kernel with posterior coefficients for the twist {_name(twist)}; {type(kernel).__name__} has "
-            "none. Use twist=tempered()."
+            f"Expected a kernel with {guidance.listed(needs=True)} for the twist {_name(twist)}; {kernel} has none. "
+            "Use twist=tempered()."
         )
     return widened() if twist is None else twist
 
@@ -176,10 +169,6 @@ def _run(key: Array, conditioned: Conditioned, num: int, twist: Twist | None, th
     cloud, final = move(cloud, jax.vmap(last)(cloud.x, cloud.latents), jax.random.fold_in(key, 1))
     cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents))
     return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail)
-
-
-def _has(kernel: Any, *names: str) -> bool:
-    return all(hasattr(kernel, name) for name in names)
 
 
 def _name(twist: Twist | None) -> str:

@@ -1,16 +1,16 @@
 """The paper's own sampler of p(x) r(x): every reverse step multiplied by r and renormalised. It is biased."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dpm_ppl.inference.arguments import require_count
+from dpm_ppl.arguments import require_count
+from dpm_ppl.inference.posteriors import guidance
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Target
-from dpm_ppl.inference.posteriors.proposals import BernoulliMove, Move, Unguided
+from dpm_ppl.inference.posteriors.proposals import Move, Unguided
 from dpm_ppl.inference.posteriors.twists import constant, tempered
 
 
@@ -27,7 +27,8 @@ def perturbed_chain(
     Renormalising drops the factor Z(x^t) / r(x^t) of every step, so that what it draws is another distribution: for
     p = N(0, 1) and r = N(y; x, 1) mean 0.667 y and variance 0.333, where the posterior's are 0.5 y and 0.5. There is no
     evidence, nor anything that would tell. Multiplying a step by r is exact where r is Gaussian under a linear map
-    (Gaussian steps) or factorises (Bernoulli steps), and to second order or in single flips for any other.
+    (Gaussian steps) or factorises (Bernoulli and categorical steps), and to second order or in single changes for any
+    other.
 
     Args:
         model: The program, as for `smc`; without latent variables beside the chain.
@@ -39,7 +40,7 @@ def perturbed_chain(
     Returns:
         A function of (key, *args), args being those of the program, to samples of x^0, shape (num_samples, *event).
         When called it raises ValueError where the program cannot be conditioned, as `smc` does, has other latent
-        variables, observes coordinates exactly, or has steps that are neither normal nor Bernoulli.
+        variables, observes coordinates exactly, or has steps that are not normal, Bernoulli or categorical.
 
     Raises:
         TypeError: num_samples is no integer, or twist neither of the two.
@@ -91,7 +92,7 @@ def _undefended(move: Move) -> Move:
     """A move that is its proposal alone: without weights, no draw of the reverse step may stand in for it."""
     if isinstance(move, Unguided):
         raise ValueError(
-            f"Expected normal or Bernoulli steps, which can be multiplied by r; got {type(move.p).__name__}, and "
+            f"Expected {guidance.listed()} steps, which can be multiplied by r; got {type(move.p).__name__}, and "
             "without weights r would be ignored. Use smc."
         )
-    return replace(move, unguided=move.logits) if isinstance(move, BernoulliMove) else move
+    return move.undefended()

@@ -4,7 +4,7 @@ Each is a record of arrays for one particle, so that `jax.vmap` makes and draws 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-DEFENSIVE = 0.1  # share of a Bernoulli proposal that is the reverse step
+DEFENSIVE = 0.1  # share of a proposal over bits or letters that is the reverse step
 
 
 def _record(*static: str) -> Any:
@@ -37,6 +37,10 @@ class Unguided:
     def draw(self, key: Array) -> tuple[Array, Array]:
         """A state of shape (*event), and log p - log q, which is 0."""
         return self.p.sample(key), jnp.zeros(())
+
+    def undefended(self) -> "Unguided":
+        """Itself."""
+        return self
 
 
 @_record("event_shape")
@@ -73,6 +77,10 @@ class NormalMove:
         constant = _log_det(self.scale_tril) + 0.5 * e.size * math.log(2 * math.pi)
         return x, self.p.log_prob(x) + constant - log_q
 
+    def undefended(self) -> "NormalMove":
+        """Itself: it has no share of the reverse step."""
+        return self
+
 
 @_record()
 @dataclass(frozen=True, eq=False)
@@ -90,21 +98,61 @@ class BernoulliMove:
     unguided: Array
 
     def draw(self, key: Array) -> tuple[Array, Array]:
-        """A state of shape (*event), and log p - log q in nats.
-
-        Source: Hesterberg 1995 (defensive mixtures).
-        """
-        which_key, key = jax.random.split(key)
+        """A state of shape (*event), and log p - log q in nats."""
         guided, unguided = (
             dist.Bernoulli(logits=logits).to_event(logits.ndim) for logits in (self.logits, self.unguided)
         )
-        defends = jax.random.bernoulli(which_key, DEFENSIVE)
-        x = jnp.where(defends, unguided.sample(key), guided.sample(key))
-        log_q = jnp.logaddexp(math.log1p(-DEFENSIVE) + guided.log_prob(x), math.log(DEFENSIVE) + unguided.log_prob(x))
+        x, log_q = _defended(key, guided, unguided)
         return x, self.p.log_prob(x) - log_q
 
+    def undefended(self) -> "BernoulliMove":
+        """The guided proposal alone."""
+        return replace(self, unguided=self.logits)
 
-Move = Unguided | NormalMove | BernoulliMove
+
+@_record()
+@dataclass(frozen=True, eq=False)
+class CategoricalMove:
+    """A factorised categorical proposal, now and then replaced by the reverse step itself, so that p / q is bounded.
+
+    Attributes:
+        p: The reverse step, a factorised categorical.
+        logits: Logits of the proposal, shape (*event, K).
+        unguided: Logits of what replaces it: those of p, but for coordinates that are known.
+    """
+
+    p: dist.Distribution
+    logits: Array
+    unguided: Array
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """A state of shape (*event), and log p - log q in nats; -inf where p cannot be that state."""
+        guided, unguided = (
+            dist.Categorical(logits=logits).to_event(logits.ndim - 1) for logits in (self.logits, self.unguided)
+        )
+        x, log_q = _defended(key, guided, unguided)
+        log_p = self.p.log_prob(x)
+        # "Cannot be" is a finite number in kernels: in a weight it would cancel, and take the rest of the digits along.
+        return x, jnp.where(log_p < jnp.finfo(log_p.dtype).min / 8, -jnp.inf, log_p) - log_q
+
+    def undefended(self) -> "CategoricalMove":
+        """The guided proposal alone."""
+        return replace(self, unguided=self.logits)
+
+
+Move = Unguided | NormalMove | BernoulliMove | CategoricalMove
+
+
+def _defended(key: Array, guided: dist.Distribution, unguided: dist.Distribution) -> tuple[Array, Array]:
+    """A draw of the guided proposal, or now and then of the other, and the log probability of the two together.
+
+    Source: Hesterberg 1995 (defensive mixtures).
+    """
+    which_key, key = jax.random.split(key)
+    defends = jax.random.bernoulli(which_key, DEFENSIVE)
+    x = jnp.where(defends, unguided.sample(key), guided.sample(key))
+    log_q = jnp.logaddexp(math.log1p(-DEFENSIVE) + guided.log_prob(x), math.log(DEFENSIVE) + unguided.log_prob(x))
+    return x, log_q
 
 
 def _log_det(triangular: Array) -> Array:

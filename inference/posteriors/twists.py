@@ -7,12 +7,11 @@ an object, named like NumPyro's handlers, with three methods for one particle; o
 from dataclasses import dataclass
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from dpm_ppl.inference.posteriors import bernoulli_guidance, gaussian_guidance
+from dpm_ppl.inference.posteriors import guidance
 from dpm_ppl.inference.posteriors.conditioning import Target
 from dpm_ppl.inference.posteriors.proposals import Move, Unguided
 
@@ -38,8 +37,9 @@ class widened:
     r is Gaussian under a linear map. The mean is that of the reverse step undone, x0 = (mean - c1 x^t) / c0; the
     covariance is (1 - alpha_bar_t) / sqrt(alpha_bar_t) dx0/dx^t (Tweedie's second order), in events of at most 16
     coordinates, and (1 - alpha_bar_t) I in larger ones, where r is taken coordinate by coordinate. Bernoulli diffusion:
-    r is expanded in single flips at the likeliest x^0, which is exact where it factorises. Coordinates that are known
-    exactly, by an observed `Delta`, follow the forward chain's conditional.
+    r is expanded in single flips at the likeliest x^0, which is exact where it factorises; categorical diffusion: in
+    single substitutions, likewise. Coordinates that are known exactly, by an observed `Delta`, follow the forward
+    chain's conditional.
 
     Args:
         full: Whether the covariance of x^0 is kept whole; by default where the event has at most 16 coordinates. Ask
@@ -57,25 +57,21 @@ class widened:
 
     def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
         """Log r_t(x^t), and the guided move to x^(t-1)."""
-        if target.diffusion.kernel.stationary().support.is_discrete:
-            return bernoulli_guidance.posterior_step(target.diffusion.reverse(x, t), target, x, t)
-        return gaussian_guidance.posterior_step(target, x, t, full=gaussian_guidance.is_full(x, full=self.full))
+        kind = guidance.require_predicting(target.diffusion.kernel)
+        return kind.posterior_step(target, x, t, full=self.full)
 
     def last(self, target: Target, x: Array) -> tuple[Array, Move]:
         """Log E[r(x^0) | x^1], and the move that draws x^0."""
-        p = target.diffusion.decode(x)
-        if bernoulli_guidance.applies(p):
-            return bernoulli_guidance.product(p, target.log_r, target.known)
-        return gaussian_guidance.product(
-            p, target.log_r, target.known, full=gaussian_guidance.is_full(x, full=self.full)
-        )
+        kind = guidance.require_predicting(target.diffusion.kernel)
+        return kind.product(target.diffusion.decode(x), target.log_r, target.known, full=self.full)
 
 
 @dataclass(frozen=True)
 class denoised:
     """r at the predicted x^0, as if it were certain: fails where r is narrow or the observation far out.
 
-    The proposal is the reverse step shifted by Sigma grad log r, at most two standard deviations in root mean square.
+    The proposal is the reverse step shifted by Sigma grad log r, at most two standard deviations in root mean square,
+    over discrete states that of `widened`.
 
     Source: Wu et al. 2023, eq. 9.
     """
@@ -85,33 +81,22 @@ class denoised:
         return Unguided(target.diffusion.kernel.stationary())
 
     def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
-        """Log r(x0), and the shifted move to x^(t-1)."""
-        p = target.diffusion.reverse(x, t)
-        if bernoulli_guidance.applies(p):
-            _, move = bernoulli_guidance.posterior_step(p, target, x, t)
-            return target.log_r(bernoulli_guidance.likeliest(p, target, x, t)), move
-
-        def log_r(x: Array) -> Array:
-            return target.log_r(gaussian_guidance.predicted(target, x, t))
-
-        value, slope = jax.value_and_grad(log_r)(x)
-        return value, gaussian_guidance.shifted(p, slope)
+        """Log r(x0), and the move to x^(t-1)."""
+        return guidance.require_predicting(target.diffusion.kernel).denoised_step(target, x, t)
 
     def last(self, target: Target, x: Array) -> tuple[Array, Move]:
         """Log r at the mean of x^0 given x^1, and the move that draws x^0."""
-        p = target.diffusion.decode(x)
+        kind = guidance.require_predicting(target.diffusion.kernel)
         _, move = widened().last(target, x)
-        if bernoulli_guidance.applies(p):
-            return target.log_r(bernoulli_guidance.mode(p)), move
-        return target.log_r(p.mean), move
+        return target.log_r(kind.mode(target.diffusion.decode(x))), move
 
 
 @dataclass(frozen=True)
 class tempered:
     """r^((T - t)/T) of the state itself, as if x^t were the datum: needs nothing of the kernel.
 
-    The proposal is the product of the reverse step and r, expanded at the step's mean (Gaussian) or in single flips
-    (Bernoulli), and the reverse step itself for any other.
+    The proposal is the product of the reverse step and r, expanded at the step's mean (Gaussian) or in single changes
+    of its mode (Bernoulli, categorical), and the reverse step itself for any other.
 
     Source: Sohl-Dickstein et al. 2015, section 2.5 and app. C.
     """
@@ -143,12 +128,8 @@ class tempered:
         def log_r(x: Array) -> Array:
             return self._log_r(target, x, t)
 
-        if bernoulli_guidance.applies(p):
-            return bernoulli_guidance.product(p, log_r, None)[1]
-        if gaussian_guidance.applies(p):
-            full = gaussian_guidance.is_full(jnp.zeros(p.event_shape))
-            return gaussian_guidance.product(p, log_r, None, full=full)[1]
-        return Unguided(p)
+        kind = guidance.of_step(p)
+        return Unguided(p) if kind is None else kind.product(p, log_r, None)[1]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,12 @@
 `nearest_neighbours.coverage` tells how much of the data a model's samples reach. Both take two arrays, no program.
 """
 
-from dpm_ppl.inference.samples.discriminator import Discriminator as Discriminator
-from dpm_ppl.inference.samples.discriminator import discriminate as discriminate
-from dpm_ppl.inference.samples.nearest_neighbours import Coverage as Coverage
-from dpm_ppl.inference.samples.nearest_neighbours import coverage as coverage
+from dpm_ppl.inference.samples.discriminator import Discriminator, discriminate
+from dpm_ppl.inference.samples.nearest_neighbours import Coverage, coverage
+
+__all__ = [
+    "Coverage",
+    "Discriminator",
+    "coverage",
+    "discriminate",
+]

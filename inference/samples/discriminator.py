@@ -13,7 +13,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.util import is_prng_key
 
-from dpm_ppl.inference.arguments import require_count, require_pair
+from dpm_ppl.arguments import require_count
+from dpm_ppl.inference.arguments import require_pair
 
 FEWEST = 40  # data, or samples: a quarter is held out
 

@@ -7,7 +7,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.spatial import cKDTree
 
-from dpm_ppl.inference.arguments import require_count, require_pair
+from dpm_ppl.arguments import require_count
+from dpm_ppl.inference.arguments import require_pair
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from bound_form_plots import bound_forms_figure
 from machine import describe, report
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound, consistency_bound
-from tests.benchmarks.bound_form_plots import bound_forms_figure
 
 NUM_STEPS = (4, 16, 64, 256)
 MEAN, VARIANCE = np.array([0.7, -0.4]), np.array([1.7, 0.2])

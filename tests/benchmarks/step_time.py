@@ -10,7 +10,6 @@ import time
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro
 import optax
 from jax import Array
 from machine import describe, report
@@ -36,17 +35,8 @@ def program(num_steps, beta, net):
 
         return dpm.Diffusion(kernel, reverse)
 
-    def model(x0):
-        chain = diffusion()
-        with numpyro.plate("data", len(x0)):
-            dpm.reverse_chain("x", chain, obs=x0)
-
-    def guide(x0):
-        chain = diffusion()
-        with numpyro.plate("data", len(x0)):
-            dpm.forward_chain("x", chain, x0)
-
-    svi = SVI(*(dpm.subsample_steps(f, size=SIZE) for f in (model, guide)), optax.adam(1e-3), TraceMeanField_ELBO())
+    pair = (dpm.subsample_steps(program, size=SIZE) for program in dpm.single_chain(diffusion))
+    svi = SVI(*pair, optax.adam(1e-3), TraceMeanField_ELBO())
 
     def step(state, x0):
         state, loss = svi.update(state, x0)

@@ -12,7 +12,7 @@ from numpyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 
 import dpm_ppl as dpm
-from tests.oracles import STATES, BernoulliOracle, GaussianOracle, WithoutClosedForms, data, estimates, programs, worst
+from tests.oracles import STATES, BernoulliOracle, GaussianOracle, WithoutClosedForms, data, estimates, worst
 
 BITS = BernoulliOracle()
 EXACT = GaussianOracle.exact(10)
@@ -22,8 +22,8 @@ X0 = data(3)
 ALL = jnp.asarray(STATES)
 
 
-def subsampled(programs, size):
-    return tuple(dpm.subsample_steps(program, size=size) for program in programs)
+def subsampled(pair, size):
+    return tuple(dpm.subsample_steps(program, size=size) for program in pair)
 
 
 def bits_loss(params, x0=ALL):
@@ -51,25 +51,25 @@ def assert_unbiased(elbo: ELBO, pair, params, *args, exact, num=3000):
     ],
 )
 def test_gaussian_loss_and_every_gradient(oracle, elbo, size):
-    pair = subsampled(programs(oracle.diffusion), size)
+    pair = subsampled(dpm.single_chain(oracle.diffusion), size)
     assert_unbiased(elbo, pair, oracle.params, X0, exact=lambda params: -oracle.elbos(X0, params).sum())
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["Trace_ELBO", "TraceMeanField_ELBO"])
 @pytest.mark.parametrize("size", [1, 3, None])
 def test_bernoulli_loss_and_every_gradient(elbo, size):
-    pair = subsampled(programs(BITS.diffusion), size)
+    pair = subsampled(dpm.single_chain(BITS.diffusion), size)
     assert_unbiased(elbo, pair, BITS.params, ALL, exact=bits_loss)
 
 
 @pytest.mark.parametrize("size", [1, None])
 @pytest.mark.parametrize("oracle", [BITS, SHORT], ids=["bits", "gaussian"])
 def test_a_kernel_without_closed_forms(oracle, size):
-    def diffusion():
+    def definition():
         return oracle.with_kernel(WithoutClosedForms(oracle.diffusion().kernel))
 
     x0, exact = (ALL, bits_loss) if oracle is BITS else (X0, lambda params: -SHORT.elbos(X0, params).sum())
-    pair = subsampled(programs(diffusion), size)
+    pair = subsampled(dpm.single_chain(definition), size)
     elbo = Trace_ELBO() if size == 1 else TraceMeanField_ELBO()
     assert_unbiased(elbo, pair, oracle.params, x0, exact=exact)
     trace = handlers.trace(handlers.seed(handlers.substitute(pair[1], oracle.params), 0)).get_trace(x0)
@@ -90,7 +90,7 @@ def weighted(pair, size, weight):
     ("elbo", "size"), [(TraceMeanField_ELBO(), 2), (TraceMeanField_ELBO(), None), (Trace_ELBO(), 1)]
 )
 def test_a_weight_counts_the_kl_of_each_step_and_nothing_else(elbo, size):
-    pair = weighted(programs(SHORT.diffusion), size, uneven)
+    pair = weighted(dpm.single_chain(SHORT.diffusion), size, uneven)
     weights = uneven(SHORT, np.arange(2, 5))
 
     def exact(params):
@@ -102,7 +102,7 @@ def test_a_weight_counts_the_kl_of_each_step_and_nothing_else(elbo, size):
 
 @pytest.mark.parametrize("weight", [lambda kernel, t: jnp.ones(t.shape), lambda kernel, t: jnp.ones(())])
 def test_a_weight_of_one_gives_the_bound_back(weight):
-    pair, key = programs(SHORT.diffusion), jax.random.key(4)
+    pair, key = dpm.single_chain(SHORT.diffusion), jax.random.key(4)
     for size in (2, None):
         results = [
             jax.jit(jax.value_and_grad(lambda params, p=p: TraceMeanField_ELBO().loss(key, params, *p, X0)))(
@@ -114,7 +114,7 @@ def test_a_weight_of_one_gives_the_bound_back(weight):
 
 
 def test_bad_weights():
-    model, guide = programs(SHORT.diffusion)
+    model, guide = dpm.single_chain(SHORT.diffusion)
     with pytest.raises(TypeError, match=r"Expected `weight` to be a function of \(kernel, t\), or None; got 2.0"):
         dpm.subsample_steps(model, size=1, weight=2.0)
     with pytest.raises(ValueError, match=r"one number for each step, of t's shape \(2, 3\); got \(2, 3, 1\)"):
@@ -126,11 +126,11 @@ def test_bad_weights():
         return SHORT.with_kernel(WithoutClosedForms(SHORT.diffusion().kernel))
 
     with pytest.raises(ValueError, match="Expected no `weight` for WithoutClosedForms, a kernel without `marginal`"):
-        traced_loss(*weighted(programs(sampled), 2, uneven))
+        traced_loss(*weighted(dpm.single_chain(sampled), 2, uneven))
 
 
 def test_every_step_is_drawn_equally_often_and_strata_differ():
-    guide = handlers.substitute(dpm.subsample_steps(programs(SPOILED.diffusion)[1], size=3), SPOILED.params)
+    guide = handlers.substitute(dpm.subsample_steps(dpm.single_chain(SPOILED.diffusion)[1], size=3), SPOILED.params)
 
     @jax.vmap
     def steps(key):  # t, read off the site x_at: the kernel's marginal scale is one of T
@@ -149,7 +149,7 @@ def test_every_step_is_drawn_equally_often_and_strata_differ():
 def test_stratified_steps_per_datum_are_ten_times_sharper_than_steps_shared_by_the_batch():
     num_steps, x0 = 40, dpm.SwissRoll().sample(jax.random.key(1), (512,))
 
-    def diffusion():
+    def definition():
         kernel = dpm.GaussianKernel(dpm.schedules.constant_fraction(num_steps), (2,))
 
         def reverse(x, t):  # the right one for a standard normal
@@ -161,8 +161,8 @@ def test_stratified_steps_per_datum_are_ten_times_sharper_than_steps_shared_by_t
 
         return dpm.Diffusion(kernel, reverse)
 
-    model, guide = subsampled(programs(diffusion), 8)
-    built = diffusion()
+    model, guide = subsampled(dpm.single_chain(definition), 8)
+    built = definition()
     kernel = built.kernel
 
     def per_datum(key):
@@ -213,10 +213,10 @@ def test_nested_and_subsampled_plates():
     )
 
 
-def without_plate(diffusion):
+def without_plate(definition):
     return (
-        lambda x0: dpm.reverse_chain("x", diffusion(), obs=x0),
-        lambda x0: dpm.forward_chain("x", diffusion(), x0),
+        lambda x0: dpm.reverse_chain("x", definition(), obs=x0),
+        lambda x0: dpm.forward_chain("x", definition(), x0),
     )
 
 
@@ -272,7 +272,7 @@ def test_two_chains_a_global_latent_a_parameter_and_extra_arguments(size):
 
 
 def test_bad_sizes():
-    model, guide = programs(SHORT.diffusion)
+    model, guide = dpm.single_chain(SHORT.diffusion)
     for size, error, message in (
         (0, ValueError, "`size` to be at least 1; got 0"),
         (2.0, TypeError, "integer or None; got 2.0"),
@@ -291,9 +291,9 @@ def traced_loss(model, guide):
 
 
 def test_different_diffusions_or_sizes_in_model_and_guide():
-    model, guide = programs(SHORT.diffusion)
+    model, guide = dpm.single_chain(SHORT.diffusion)
     with pytest.raises(ValueError, match=r"'x_first' the guide has T = 10, .*size 2 and the model T = 4, .*size 2"):
-        traced_loss(*subsampled((model, programs(SPOILED.diffusion)[1]), 2))
+        traced_loss(*subsampled((model, dpm.single_chain(SPOILED.diffusion)[1]), 2))
     with pytest.raises(ValueError, match=r"guide has T = 4, event shape \(2,\), size 3 and the model .* size 2"):
         traced_loss(dpm.subsample_steps(model, size=2), dpm.subsample_steps(guide, size=3))
 
@@ -304,11 +304,11 @@ def test_different_diffusions_or_sizes_in_model_and_guide():
     with pytest.raises(
         ValueError, match=r"guide has T = 4, event shape \(2, 1\), size 2 and the model .*\(2,\), size 2"
     ):
-        traced_loss(*subsampled((model, lambda x0: programs(wide)[1](x0[..., None])), 2))
+        traced_loss(*subsampled((model, lambda x0: dpm.single_chain(wide)[1](x0[..., None])), 2))
 
 
 def test_only_one_of_model_and_guide_wrapped():
-    model, guide = programs(SHORT.diffusion)
+    model, guide = dpm.single_chain(SHORT.diffusion)
     with pytest.raises(ValueError, match="Expected a guide's draws"):
         traced_loss(dpm.subsample_steps(model, size=2), guide)
     with pytest.raises(UserWarning, match="vars in guide but not model(.|\n)*x_first"):  # NumPyro's own, an error here
@@ -316,7 +316,7 @@ def test_only_one_of_model_and_guide_wrapped():
 
 
 def test_a_model_needs_its_guides_draws():
-    model, _ = programs(SHORT.diffusion)
+    model, _ = dpm.single_chain(SHORT.diffusion)
     wrapped = dpm.subsample_steps(model, size=2)
     with pytest.raises(ValueError, match="Sample from the plain model, without subsample_steps"):
         handlers.seed(wrapped, 0)(X0)

@@ -8,7 +8,7 @@ from numpyro import handlers
 from numpyro.distributions.kl import kl_divergence
 
 import dpm_ppl as dpm
-from dpm_ppl.schedules import constant_fraction, cosine, is_learned, learned, learned_log_snr, linear, log_snr
+from dpm_ppl.schedules import LearnedRates, constant_fraction, cosine, learned, learned_log_snr, linear, log_snr
 
 FIXED = [constant_fraction, linear, cosine, log_snr]
 
@@ -251,7 +251,7 @@ def test_gradient_through_the_learned_log_snr():
         ({"first": np.inf}, ValueError, "both finite; got first=inf"),
         ({"last": np.nan}, ValueError, "got first=6.0, last=nan"),
         ({"num_segments": 0}, ValueError, "`num_segments` to be at least 1; got 0"),
-        ({"num_segments": 2.0}, TypeError, "`num_segments` to be an integer; got float"),
+        ({"num_segments": 2.0}, TypeError, "`num_segments` to be an integer; got 2.0"),
     ],
 )
 def test_bad_options_of_the_learned_log_snr(options, error, message):
@@ -259,14 +259,32 @@ def test_bad_options_of_the_learned_log_snr(options, error, message):
         learned_log_snr("beta", 4, **options)
 
 
-def test_is_learned_knows_only_what_was_learned():
+def test_learned_rates_are_known_by_their_type_and_stay_so_under_arithmetic():
     with handlers.seed(rng_seed=0):
-        beta = learned("beta", 3)
-        assert is_learned(learned_log_snr("log_snr", 3))
-    assert is_learned(beta)
-    assert not any(is_learned(other) for other in (constant_fraction(3), np.array(beta), beta + 0.0, None))
-    assert jax.jit(lambda: jnp.array(is_learned(handlers.seed(learned, 0)("beta", 3))))()
-    assert not jax.jit(lambda beta: jnp.array(is_learned(beta)))(np.array([0.1, 0.2]))
+        beta, rates = learned("beta", 3), learned_log_snr("log_snr", 3)
+    assert isinstance(rates, LearnedRates)
+    numbers = np.array(beta)
+    for changed, expected in (
+        (beta + 0.0, numbers),
+        (1.0 * beta, numbers),
+        (np.array([0.5, 1.0, 0.5]) * beta, numbers * [0.5, 1.0, 0.5]),
+        (1 - beta, 1 - numbers),
+        (beta / 3, numbers / 3),
+        (2 / beta, 2 / numbers),
+        (beta**2, numbers**2),
+        (0.5**beta, 0.5**numbers),
+        (-beta, -numbers),
+        (beta - rates, numbers - np.array(rates)),
+        (beta[::-1], numbers[::-1]),
+    ):
+        assert isinstance(changed, LearnedRates)
+        np.testing.assert_allclose(np.array(changed), expected, rtol=1e-12)
+    assert not any(isinstance(other, LearnedRates) for other in (constant_fraction(3), np.array(beta), None))
+    assert jax.jit(lambda: jnp.array(isinstance(1.0 * handlers.seed(learned, 0)("beta", 3), LearnedRates)))()
+    assert isinstance(jax.jit(lambda beta: beta)(beta), LearnedRates)  # a pytree
+    np.testing.assert_array_equal(jnp.cumsum(beta), jnp.cumsum(beta.rates))
+    assert beta.sum() == beta.rates.sum()
+    assert len(beta) == beta.shape[0] == 3
 
 
 @pytest.mark.parametrize(

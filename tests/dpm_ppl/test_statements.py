@@ -1,5 +1,7 @@
 """The two statements as plain NumPyro programs: every stock algorithm and handler reads them as they are."""
 
+from dataclasses import FrozenInstanceError, replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 from numpyro import handlers
 from numpyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.util import log_density
+from numpyro.primitives import Messenger
 
 import dpm_ppl as dpm
-from tests.oracles import STATES, BernoulliOracle, GaussianOracle, data, estimates, programs, worst
+from tests.oracles import STATES, BernoulliOracle, GaussianOracle, data, estimates, worst
 
 BITS = BernoulliOracle()
 GAUSSIAN = GaussianOracle.exact(4).spoiled()
@@ -31,7 +34,7 @@ def expected(oracle, x0, params):
 def test_stock_elbos_and_their_gradients(name, elbo):
     oracle, x0 = ORACLES[name], jnp.asarray(STATES) if name == "bits" else X0
     loss, gradient = jax.value_and_grad(lambda params: expected(oracle, x0, params))(oracle.params)
-    losses, gradients = estimates(elbo, *programs(oracle.diffusion), oracle.params, x0, num=4000)
+    losses, gradients = estimates(elbo, *dpm.single_chain(oracle.diffusion), oracle.params, x0, num=4000)
     assert worst(losses, loss) < 3
     assert losses.std() < 12  # so it is sharp
     assert worst(gradients, gradient) < 3
@@ -41,7 +44,7 @@ def test_stock_elbos_and_their_gradients(name, elbo):
 def test_renyi_elbo_reaches_the_models_log_prob(name):
     oracle, x0 = ORACLES[name], jnp.asarray(STATES[5:6]) if name == "bits" else X0[:1]
     log_prob = BITS.log_prob()[5] if name == "bits" else GAUSSIAN.generated().log_prob(X0[0])
-    model, guide = programs(oracle.diffusion)
+    model, guide = dpm.single_chain(oracle.diffusion)
 
     @jax.jit
     @jax.vmap
@@ -56,16 +59,15 @@ def test_renyi_elbo_reaches_the_models_log_prob(name):
 
 
 def test_generated_data_follow_the_models_marginal():
-    model, _ = programs(GAUSSIAN.diffusion)
+    model, _ = dpm.single_chain(GAUSSIAN.diffusion)
     draws = Predictive(model, params=GAUSSIAN.params, num_samples=2)(jax.random.key(0), size=10_000)
     assert draws["x_chain"].shape == (2, 10_000, 4, 2)
     x0, truth = np.asarray(draws["x"]).reshape(-1, 2), GAUSSIAN.generated()
     off = x0 - truth.loc
     assert worst(x0, truth.loc) < 3
     assert worst(off[:, :, None] * off[:, None, :], truth.covariance_matrix) < 3
-    bits = Predictive(programs(BITS.diffusion)[0], params=BITS.params, num_samples=1)(jax.random.key(1), size=20_000)[
-        "x"
-    ][0]
+    model, _ = dpm.single_chain(BITS.diffusion)
+    bits = Predictive(model, params=BITS.params, num_samples=1)(jax.random.key(1), size=20_000)["x"][0]
     frequency = np.eye(8)[np.asarray(bits) @ [4, 2, 1]]
     assert worst(frequency, np.exp(BITS.log_prob())) < 3
 
@@ -82,7 +84,7 @@ def enumerated(x0, chain):
 
 
 def test_log_density_is_the_enumerated_one():
-    model, guide = programs(BITS.diffusion)
+    model, guide = dpm.single_chain(BITS.diffusion)
     x0 = jnp.asarray(STATES)
     values = BITS.params | {"x_chain": trajectories(x0)}
     np.testing.assert_allclose(
@@ -94,7 +96,7 @@ def test_log_density_is_the_enumerated_one():
 
 
 def test_condition_substitute_replay_trace_and_block():
-    model, _ = programs(BITS.diffusion)
+    model, _ = dpm.single_chain(BITS.diffusion)
     x0 = jnp.asarray(STATES)
     chain = trajectories(x0)
     expected_log_prob = enumerated(x0, chain).sum()
@@ -122,7 +124,7 @@ def test_condition_substitute_replay_trace_and_block():
 
 
 def test_condition_on_the_datum_gives_the_same_elbo():
-    model, guide = programs(GAUSSIAN.diffusion)
+    model, guide = dpm.single_chain(GAUSSIAN.diffusion)
 
     def conditioned(x0):
         handlers.condition(lambda: model(size=len(x0)), {"x": x0})()
@@ -261,8 +263,54 @@ def test_bad_names_and_diffusions():
         handlers.trace(handlers.seed(twice, 0)).get_trace()
 
 
+class Seen(Messenger):
+    """Keeps what the message of a statement carries."""
+
+    def __enter__(self):
+        super().__enter__()
+        return self
+
+    def process_message(self, msg):
+        if msg["type"] in ("forward_chain", "reverse_chain"):
+            self.found = msg["type"], msg["statement"]
+
+
+def test_a_handler_reads_the_record_and_replaces_it_or_its_reading():
+    diffusion, x0 = handlers.seed(GAUSSIAN.diffusion, 0)(), jnp.asarray(X0)
+    for statement, kind, given in (
+        (lambda: dpm.forward_chain("a", diffusion, x0), "forward_chain", x0),
+        (lambda: dpm.reverse_chain("a", diffusion, obs=x0), "reverse_chain", x0),
+        (lambda: dpm.reverse_chain("a", diffusion), "reverse_chain", None),
+    ):
+        with Seen() as seen, handlers.seed(rng_seed=0):
+            statement()
+        found, record = seen.found
+        assert (found, record.name) == (kind, "a")
+        assert record.diffusion is diffusion
+        assert record.x0 is given
+    with pytest.raises(FrozenInstanceError):
+        record.name = "b"
+    with pytest.raises(ValueError, match=r"event shape \(2,\); got \(4, 3\)"):
+        replace(record, x0=np.zeros((4, 3)))
+
+    class Other(Messenger):
+        def process_message(self, msg):
+            if msg["type"] == "reverse_chain":
+                msg["statement"] = replace(msg["statement"], name="b")
+
+    class Doubled(Messenger):
+        def process_message(self, msg):
+            if msg["type"] == "reverse_chain":
+                plain = msg["fn"]
+                msg["fn"] = lambda statement: 2 * plain(statement)
+
+    program = handlers.trace(handlers.seed(Doubled(Other(lambda: dpm.reverse_chain("a", diffusion))), 0))
+    np.testing.assert_array_equal(program(), 2 * program.trace["b"]["value"])
+    assert set(program.trace) == {"b_chain", "b"}
+
+
 def test_different_diffusions_in_model_and_guide():
     longer = GaussianOracle.exact(6)
-    model, guide = programs(GAUSSIAN.diffusion)[0], programs(longer.diffusion)[1]
+    model, guide = dpm.single_chain(GAUSSIAN.diffusion)[0], dpm.single_chain(longer.diffusion)[1]
     with pytest.raises(ValueError, match=r"disagree at site: .x_chain.: \(4, 4, 2\) vs \(4, 6, 2\)"):
         jax.eval_shape(lambda key: Trace_ELBO().loss(key, {}, model, guide, X0), jax.random.key(0))

@@ -32,7 +32,7 @@ class Chains(Messenger):
 
     def process_message(self, msg):
         if msg["type"] in ("forward_chain", "reverse_chain"):
-            self.found.append(msg["args"][1:3])
+            self.found.append((msg["statement"].diffusion, msg["statement"].x0))
 
 
 class Case:

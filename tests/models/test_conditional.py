@@ -78,12 +78,12 @@ OPTIONS = {"params": {"probs": jnp.asarray(PROBS)}, "key": jax.random.key(0), "p
 @pytest.mark.usefixtures("exact")
 def test_class_posteriors_of_normal_classes():
     expected = log_joint(X) - np.logaddexp.reduce(log_joint(X), 1, keepdims=True)
-    diffusions = [partial(program.of_class, label) for label in range(3)]
+    definitions = [partial(program.of_class, label) for label in range(3)]
     log_prior = np.log(OPTIONS["params"]["probs"]) + 0.7  # of any scale
-    came = class_log_probs(diffusions, X, log_prior=log_prior, num_particles=2, **OPTIONS)
+    came = class_log_probs(definitions, X, log_prior=log_prior, num_particles=2, **OPTIONS)
     np.testing.assert_allclose(came, expected, atol=1e-9)
     with pytest.raises(ValueError, match=r"of shape \(3,\)"):
-        class_log_probs(diffusions, X, log_prior=log_prior[:2], num_particles=2, **OPTIONS)
+        class_log_probs(definitions, X, log_prior=log_prior[:2], num_particles=2, **OPTIONS)
     assert 0.1 < np.exp(expected).max(1).min() < 0.9
 
 

@@ -21,7 +21,6 @@ from tests.models.cases import flat, mean_and_error
 # Where a chain is a latent's prior, guide and model reach x^0 from opposite ends, and no KL is taken of it.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning"),
-    pytest.mark.usefixtures("compile_once"),
 ]
 
 

@@ -15,7 +15,7 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound
 from dpm_ppl.models import hvae
-from tests.oracles import COV, MEAN, data, estimates, programs, worst
+from tests.oracles import COV, MEAN, data, estimates, worst
 
 X0 = data(3)
 
@@ -30,7 +30,7 @@ def linear(num_steps, *, seed=0):
     }
 
 
-def diffusion(params):
+def definition(params):
     """The page's kernel and steps, its networks replaced by affine maps: `down` at t leads from x^t to x^(t-1)."""
 
     def program():
@@ -95,7 +95,7 @@ def elbos(params, x0):
 def test_loss_and_every_gradient_of_a_linear_chain(num_steps, size, elbo):
     """The forward kernel's parameters among them: reparameterised through the trajectory and in its density."""
     params = linear(num_steps)
-    pair = tuple(dpm.subsample_steps(f, size=size) for f in programs(diffusion(params)))
+    pair = tuple(dpm.subsample_steps(f, size=size) for f in dpm.single_chain(definition(params)))
     loss, gradient = jax.value_and_grad(lambda params: -elbos(params, X0).sum())(params)
     losses, gradients = estimates(elbo, *pair, params, X0, num=3000)
     assert worst(losses, loss) < 3
@@ -105,7 +105,7 @@ def test_loss_and_every_gradient_of_a_linear_chain(num_steps, size, elbo):
 
 def test_bound_of_a_linear_chain():
     params = linear(3)
-    result = bound(diffusion(params), jnp.tile(X0, (3000, 1)), params=params, key=jax.random.key(0))
+    result = bound(definition(params), jnp.tile(X0, (3000, 1)), params=params, key=jax.random.key(0))
     assert worst(np.asarray(result.elbo).reshape(-1, 3), elbos(params, X0)) < 3
 
 
@@ -130,7 +130,7 @@ def probabilistic_pca():
 
 def test_one_step_with_the_exact_encoder_has_the_evidence_of_probabilistic_pca_in_every_draw():
     params, evidence = probabilistic_pca()
-    result = bound(diffusion(params), X0, params=params, key=jax.random.key(0), num_samples=5)
+    result = bound(definition(params), X0, params=params, key=jax.random.key(0), num_samples=5)
     np.testing.assert_allclose(result.elbo, evidence.log_prob(X0), rtol=1e-9)
     np.testing.assert_allclose(result.elbo_variance, 0, atol=1e-18)
     worse = {**params, "up_shift": params["up_shift"] + 0.3}

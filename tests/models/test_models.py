@@ -11,8 +11,9 @@ from numpyro import handlers
 from numpyro.infer import TraceMeanField_ELBO
 
 import dpm_ppl as dpm
+from dpm_ppl.commands import find
 from dpm_ppl.kernels.kernel import has_closed_forms
-from tests.models.cases import flat, mean_and_error
+from tests.models.cases import PROGRAMS, flat, mean_and_error
 
 # Where a chain is a latent's prior, guide and model reach x^0 from opposite ends, and no KL is taken of it.
 pytestmark = pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
@@ -21,6 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Failed to verify mean field rest
 def test_fits_on_one_page(program):
     assert len(program.path.read_text().splitlines()) <= 80
     assert program.summary.endswith(".")
+
+
+def test_most_fit_on_a_screen():
+    lengths = [len(find.load(name).path.read_text().splitlines()) for name in PROGRAMS]
+    assert np.median(lengths) <= 55
 
 
 def test_generates_what_it_is_fitted_to(case):

@@ -11,7 +11,7 @@ from numpyro.infer import TraceMeanField_ELBO
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound, fit
 from dpm_ppl.models import vdm
-from tests.oracles import COV, MEAN, data, programs, worst
+from tests.oracles import COV, MEAN, data, worst
 
 FIRST, LAST = 5.0, -4.0
 VARIANCE, AXES = np.linalg.eigh(COV)
@@ -19,7 +19,7 @@ CURVE = {"log_snr": jnp.array([0.7, -0.9, 0.2, 1.1])}
 KEY = jax.random.key(0)
 
 
-def diffusion(num_steps, num_segments=4, shift=None):
+def definition(num_steps, num_segments=4, shift=None):
     """Reverse steps are the posterior at E[x^0 | x^t]; `shift` spoils it by a parameter."""
 
     def program():
@@ -64,7 +64,7 @@ LIMIT = (
 def test_terms_are_the_closed_forms_and_only_the_diffusions_depends_on_the_curve():
     x0, results = data(8000), {}
     for name, log_snr in (("curve", CURVE["log_snr"]), ("straight", jnp.zeros(4))):
-        results[name] = bound(diffusion(12), x0, params={"log_snr": log_snr}, key=KEY)
+        results[name] = bound(definition(12), x0, params={"log_snr": log_snr}, key=KEY)
         assert worst(np.asarray(results[name].kl), terms(12, np.asarray(log_snr))) < 3
     for name in ("reconstruction", "prior_matching"):  # the ends, exactly
         np.testing.assert_allclose(*(getattr(result, name) for result in results.values()), rtol=1e-9)
@@ -79,7 +79,7 @@ def test_the_bound_converges_to_continuous_time_as_num_steps_doubles():
         exact = [terms(num_steps, log_snr).sum() - LIMIT for num_steps in (50, 100, 200, 400)]
         np.testing.assert_allclose(np.array(exact[:-1]) / exact[1:], 2, rtol=0.05)
         for num_steps, distance in zip((50, 200), exact[::2], strict=True):
-            result = bound(diffusion(num_steps), x0, params={"log_snr": jnp.asarray(log_snr)}, key=KEY)
+            result = bound(definition(num_steps), x0, params={"log_snr": jnp.asarray(log_snr)}, key=KEY)
             kl = np.asarray(result.kl.sum(-1))
             assert abs(kl.mean() - LIMIT - distance) < 3 * kl.std() / np.sqrt(len(kl))
             assert kl.std() / np.sqrt(len(kl)) < 0.1 * LIMIT
@@ -88,7 +88,7 @@ def test_the_bound_converges_to_continuous_time_as_num_steps_doubles():
 @pytest.mark.parametrize("size", [1, 3])
 def test_gradients_of_the_loss_are_the_bounds_and_for_the_schedule_that_of_its_variance(size):
     x0, params = data(7), {**CURVE, "shift": jnp.array([0.2, -0.1])}
-    pair = tuple(dpm.subsample_steps(f, size=size) for f in programs(diffusion(9, shift=[0.2, -0.1])))
+    pair = tuple(dpm.subsample_steps(f, size=size) for f in dpm.single_chain(definition(9, shift=[0.2, -0.1])))
 
     @jax.jit
     def each(params):
@@ -118,7 +118,7 @@ def test_a_learned_curve_lowers_the_variance_to_near_its_least_and_does_not_lowe
         return len(fall) * np.sum(fall**2 * (error.sum(-1) ** 2 + 2 * (error**2).sum(-1)))
 
     num_steps = 100
-    model, guide = programs(diffusion(num_steps, 8))
+    model, guide = dpm.single_chain(definition(num_steps, 8))
     learned = fit(
         model,
         guide,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.dpm_ppl.commands.test_fit import PROGRAM, dpm
+from tests.command_line import GAUSSIAN, dpm
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ def test_wrong_usage_exits_with_2(args):
 
 def test_an_error_inside_a_users_program_keeps_its_traceback(tmp_path):
     (tmp_path / "some.py").write_text(
-        PROGRAM.replace("offset = numpyro", "raise ZeroDivisionError\n    offset = numpyro")
+        GAUSSIAN.replace("offset = numpyro", "raise ZeroDivisionError\n    offset = numpyro")
     )
     done = dpm("fit", tmp_path / "some.py", "--run-dir", tmp_path / "run")
     assert isinstance(done.exception, ZeroDivisionError)

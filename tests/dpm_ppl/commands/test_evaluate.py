@@ -8,12 +8,11 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
-from dpm_ppl.__main__ import app
 from dpm_ppl.commands import find
 from dpm_ppl.inference import fit, load_params
 from dpm_ppl.reports.evaluation import table
+from tests.command_line import dpm
 
 # Gaussian data and affine reverse steps, wrong by known amounts: the density of the model is known.
 PROGRAM = '''"""Gaussian data, and reverse steps of which everything is known."""
@@ -56,11 +55,6 @@ def guide(x0):
 
 
 MEAN, SCALE = np.array([0.6, -0.4]), np.array([0.5, 1.2])
-
-
-def dpm(*args):
-    """Runs the command in this process: warnings are errors here too."""
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def evaluated(run_dir):

@@ -8,7 +8,7 @@ import pytest
 import dpm_ppl as dpm
 from dpm_ppl.commands import find
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[3] / "models"
 
 
 WHOLE = '''"""Nothing but names.
@@ -20,18 +20,6 @@ import numpyro.distributions as dist
 diffusion = model = guide = lambda *args: "called"
 data = dist.Normal(0.0, 1.0)
 '''
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Writes a program's file and gives its path."""
-
-    def write(text, *, name="mine.py"):
-        path = tmp_path / name
-        path.write_text(text)
-        return path
-
-    return write
 
 
 def test_known_programs_are_the_files_of_models():

@@ -14,77 +14,18 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from dpm_ppl.__main__ import app
 from dpm_ppl.commands import find
 from dpm_ppl.inference import bound, load_params
+from tests.command_line import GAUSSIAN, dpm
 
-ROOT = Path(__file__).parents[2]
-
-
-# The exact reverse of a Gaussian's diffusion, with a parameter that never moves: every number of it is known.
-PROGRAM = '''"""Two Gaussians, and the exact reverse of their diffusion."""
-import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, optax
-import dpm_ppl as dpm
-
-MEAN, SCALE = np.array([1.0, -0.5]), np.array([0.5, 1.3])
-BETA = dpm.schedules.linear(6, first=0.05, last=0.6)
-recipe = {"num_iterations": 30, "batch_size": 16, "num_steps_sampled": 3, "optimizer": optax.sgd(0.0)}
-
-def data():
-    return dist.Normal(jnp.asarray(MEAN), jnp.asarray(SCALE)).to_event(1)
-
-def diffusion():
-    kernel = dpm.GaussianKernel(BETA, (2,))
-    offset = numpyro.param("offset", jnp.zeros(2))
-    signal = jnp.asarray(np.append(1, np.cumprod(1 - BETA)))
-    def reverse(x, t):
-        keep = 1 - jnp.asarray(BETA)[t - 1][..., None]
-        before, after = signal[t - 1][..., None], signal[t][..., None]
-        variance_before, variance_after = (s * SCALE**2 + 1 - s for s in (before, after))
-        gain = jnp.sqrt(keep) * variance_before / variance_after
-        mean = jnp.sqrt(before) * MEAN + gain * (x - jnp.sqrt(after) * MEAN) + offset
-        return dist.Normal(mean, jnp.sqrt(variance_before - gain**2 * variance_after)).to_event(1)
-    return dpm.Diffusion(kernel, reverse)
-
-def model(x0=None, size=1):
-    chain = diffusion()
-    with numpyro.plate("data", size if x0 is None else len(x0)):
-        return dpm.reverse_chain("x", chain, obs=x0)
-
-def guide(x0):
-    chain = diffusion()
-    with numpyro.plate("data", len(x0)):
-        dpm.forward_chain("x", chain, x0)
-'''
+ROOT = Path(__file__).parents[3]
 
 
 BETA = np.linspace(0.05, 0.6, 6)
 
 
 MEAN, SCALE = np.array([1.0, -0.5]), np.array([0.5, 1.3])
-
-
-def dpm(*args):
-    """Runs the command in this process: warnings are errors here too."""
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-@pytest.fixture(scope="module")
-def mine(tmp_path_factory):
-    path = tmp_path_factory.mktemp("program") / "mine.py"
-    path.write_text(PROGRAM)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(mine, tmp_path_factory):
-    """A finished fit: its directory and what was printed."""
-    run_dir = tmp_path_factory.mktemp("fit") / "run"
-    done = dpm("fit", mine, "--run-dir", run_dir, "--seed", 4)
-    assert done.exit_code == 0, done.output
-    return run_dir, done.stdout
 
 
 def metrics_of(run_dir):
@@ -176,7 +117,7 @@ def test_resuming_a_finished_fit_reports_it_again(mine, run):
 
 def test_a_file_with_the_four_names_alone_fits(tmp_path):
     """No recipe; fewer data and steps than the options of `fit` are made for; an array, so no limit is known."""
-    text = PROGRAM.replace("linear(6", "linear(3").replace("recipe =", "unused =")
+    text = GAUSSIAN.replace("linear(6", "linear(3").replace("recipe =", "unused =")
     (tmp_path / "bare.py").write_text(f"{text}\ndata = np.random.default_rng(0).normal(size=(40, 2))\n")
     done = dpm("fit", tmp_path / "bare.py", "--run-dir", tmp_path / "run", "--iterations", 20)
     assert done.exit_code == 0, done.output
@@ -249,7 +190,7 @@ def test_file_that_does_not_import(tmp_path):
 
 
 def test_recipe_with_an_unknown_option(mine, tmp_path):
-    (tmp_path / "some.py").write_text(PROGRAM.replace('"batch_size"', '"batchsize"'))
+    (tmp_path / "some.py").write_text(GAUSSIAN.replace('"batch_size"', '"batchsize"'))
     done = dpm("fit", tmp_path / "some.py", "--run-dir", tmp_path / "run")
     assert_error(done, "got batchsize.")
     assert "batch_size" in done.stderr
@@ -267,7 +208,7 @@ def test_recipe_with_an_unknown_option(mine, tmp_path):
     ],
 )
 def test_data_that_do_not_fit(tmp_path, data, message):
-    (tmp_path / "some.py").write_text(PROGRAM.replace("recipe =", "unused =") + f"\ndata = {data}\n")
+    (tmp_path / "some.py").write_text(GAUSSIAN.replace("recipe =", "unused =") + f"\ndata = {data}\n")
     assert_error(dpm("fit", tmp_path / "some.py", "--run-dir", tmp_path / "run"), message)
 
 
@@ -279,7 +220,7 @@ def test_run_directory_in_use(mine, run):
 
 
 def test_run_directory_of_another_model(mine, run, tmp_path):
-    (tmp_path / "other.py").write_text(PROGRAM)
+    (tmp_path / "other.py").write_text(GAUSSIAN)
     done = dpm("fit", tmp_path / "other.py", "--run-dir", run[0], "--seed", 4, "--resume")
     assert_error(done, "fingerprint.model was")
 

@@ -1,7 +1,7 @@
 """`dpm models`."""
 
 from dpm_ppl.commands import find
-from tests.dpm_ppl.commands.test_fit import dpm
+from tests.command_line import dpm
 
 
 def test_models_lists_the_programs():

@@ -10,11 +10,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
-from dpm_ppl.__main__ import app
 from dpm_ppl.commands import find
 from dpm_ppl.inference import Posterior, fit
+from tests.command_line import dpm
 
 # The exact reverse of a Gaussian's diffusion, or bits that are redrawn at their own rates: the density is known.
 PROGRAM = '''"""A model of which everything is known."""
@@ -69,11 +68,6 @@ NO_CHAIN = PROGRAM.replace("def diffusion():", "def diffusion(label=0, *, needed
 BETA = np.array([0.05, 0.2, 0.4, 0.6])
 MEAN, SCALE = np.array([0.8, -0.5]), np.array([0.5, 1.2])
 ONE, ZERO = np.array([0.9, 0.6, 0.8, 0.7]), np.array([0.2, 0.3, 0.1, 0.4])
-
-
-def dpm(*args):
-    """Runs the command in this process: warnings are errors here too."""
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tests.dpm_ppl.commands.test_fit import BETA, MEAN, SCALE, assert_error, assert_picture, dpm
+from tests.command_line import dpm
+from tests.dpm_ppl.commands.test_fit import BETA, MEAN, SCALE, assert_error, assert_picture
 
 
 def exact_moments():

@@ -1,6 +1,6 @@
 """Discrete diffusion over K states: the binomial kernel as its two-state case, and predictions averaged over the data.
 
-The laws that every kernel keeps are in test_kernels.py, the enumerated bounds in tests/models/test_categorical.py.
+The laws that every kernel keeps are in test_kernel.py, the enumerated bounds in tests/models/test_categorical.py.
 """
 
 from itertools import product
@@ -17,6 +17,7 @@ from numpyro.distributions.kl import kl_divergence
 import dpm_ppl as dpm
 from dpm_ppl.outputs import data_bernoulli, data_categorical
 from dpm_ppl.schedules import constant_fraction, linear
+from tests.dpm_ppl.kernels.test_scheduled import LONG, both_precisions
 from tests.oracles import STATES, BernoulliOracle
 
 T = 4
@@ -164,6 +165,23 @@ def test_single_precision_keeps_an_absorbing_chain_finite():
             assert np.isfinite(gradient).all()
         assert kl_divergence(kernel.marginal(x0, 1000), kernel.stationary()) == 0
         assert np.isfinite(kernel.marginal(x0, 7).base_dist.entropy()).all()
+
+
+def categorical_log_probs(beta):
+    """Log probabilities of the three laws for two data and three states, the posterior's from step 2."""
+    kernel, t = dpm.CategoricalKernel(beta, (), [0.2, 0.1, 0.7]), np.arange(1, len(beta) + 1)
+    x = [jnp.full((len(beta),), state) for state in range(3)]
+    laws = [law(x[state], t) for law in (kernel.step, kernel.marginal) for state in (0, 1)]
+    laws += [kernel.posterior(x[0][1:], xt[1:], t[1:]) for xt in x]
+    return [jax.nn.log_softmax(law.logits) for law in laws]
+
+
+@pytest.mark.parametrize("schedule", LONG)
+def test_single_precision_holds_over_ten_thousand_steps(schedule):
+    beta = schedule(10_000)
+    exact, single = both_precisions(lambda: jax.jit(lambda: categorical_log_probs(beta))())
+    for a, b in zip(exact, single, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-6, atol=1e-6)
 
 
 # Bad input

@@ -2,13 +2,10 @@
 
 import math
 
-import jax
 import numpy as np
 import pytest
 
-from dpm_ppl.inference import log_likelihood, sandwich
 from dpm_ppl.reports.evaluation import particle_counts, problems, sandwich_at, verdict
-from tests.oracles import GaussianOracle, data
 
 # Verdicts.
 
@@ -66,17 +63,6 @@ def test_each_fault_is_named(change, words):
 def test_advice_is_as_many_particles_as_the_tail_needs(khat, num_particles, advice):
     figures = FINE | {"khat_90_percent": khat, "num_particles": num_particles, "khat_over_share": 0.5}
     assert advice in verdict(figures, problems(figures))[-1]
-
-
-# Figures.
-
-
-@pytest.fixture(scope="module")
-def records():
-    oracle = GaussianOracle.exact(6).spoiled()
-    given = {"params": oracle.params, "num_particles": 50, "progress": False}
-    likelihood = log_likelihood(oracle.diffusion, data(20), key=jax.random.key(0), **given)
-    return likelihood, sandwich(oracle.diffusion, key=jax.random.key(1), num_data=30, **given)
 
 
 def test_particle_counts():

@@ -9,65 +9,17 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from typer.testing import CliRunner
 
-from dpm_ppl.__main__ import app
 from dpm_ppl.commands import find
 from dpm_ppl.commands.run import fitted_params
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.objective import has_likelihood, objective
-
-# x = GAIN z + OFFSET + NOISE e, and a guide that is not the posterior: everything of it is a normal.
-PROGRAM = '''"""A latent variable."""
-import jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
-
-recipe = {"num_iterations": 5, "batch_size": 16, "optimizer": optax.sgd(0.0)}
-data = dist.Normal(jnp.array([0.7, -0.2]), jnp.array([1.5, 0.4])).to_event(1)
-
-def model(x0=None, size=1):
-    gain = numpyro.param("gain", jnp.array([1.2, -0.3]))
-    noise = numpyro.param("noise", jnp.array([0.8, 0.5]), constraint=dist.constraints.positive)
-    with numpyro.plate("data", size if x0 is None else len(x0)):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        return numpyro.sample("x", dist.Normal(gain * z[:, None] + 0.5, noise).to_event(1), obs=x0)
-
-def guide(x0):
-    slope = numpyro.param("slope", jnp.array(0.4))
-    with numpyro.plate("data", len(x0)):
-        numpyro.sample("z", dist.Normal(slope * x0[:, 0], 0.7))
-'''
-
+from tests.command_line import LATENT, dpm
 
 GAIN, NOISE, OFFSET, SLOPE, SCALE = np.array([1.2, -0.3]), np.array([0.8, 0.5]), 0.5, 0.4, 0.7
 
 
 MEAN, SPREAD = np.array([0.7, -0.2]), np.array([1.5, 0.4])
-
-
-GAN = '''"""Real or generated."""
-import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-
-recipe = {"num_iterations": 5, "batch_size": 16}
-data = dist.Normal(jnp.array([0.7, -0.2]), jnp.array([1.5, 0.4])).to_event(1)
-
-def model(x0=None, size=1):
-    shift, slope = (numpyro.param(name, jnp.full(2, start)) for name, start in (("shift", 0.3), ("slope", 0.2)))
-    with numpyro.plate("data", size if x0 is None else len(x0)):
-        x = shift + numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-        if x0 is None:
-            return x
-        numpyro.sample("is_real", dist.Bernoulli(logits=x0 @ slope), obs=jnp.ones(len(x0)))
-        numpyro.sample("is_generated", dist.Bernoulli(logits=-x @ slope), obs=jnp.ones(len(x0)))
-        return x0
-
-def guide(x0):
-    with numpyro.plate("data", len(x0)):
-        numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-'''
-
-
-def dpm(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def exact_elbo():
@@ -86,30 +38,6 @@ def exact_log_likelihood():
     covariance = np.outer(GAIN, GAIN) + np.diag(NOISE**2)
     second = np.diag(SPREAD**2) + np.outer(MEAN - OFFSET, MEAN - OFFSET)
     return -0.5 * (np.trace(np.linalg.solve(covariance, second)) + np.linalg.slogdet(2 * np.pi * covariance)[1])
-
-
-@pytest.fixture(scope="module")
-def make_run(tmp_path_factory):
-    """A directory of a fit by the command line, and what it printed."""
-
-    def make(text):
-        folder = tmp_path_factory.mktemp("run")
-        (folder / "mine.py").write_text(text)
-        done = dpm("fit", folder / "mine.py", "--run-dir", folder / "run", "--seed", 2)
-        assert done.exit_code == 0, done.output
-        return folder / "run", done.stdout
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def latent(make_run):
-    return make_run(PROGRAM)
-
-
-@pytest.fixture(scope="module")
-def gan(make_run):
-    return make_run(GAN)
 
 
 def read(path):
@@ -146,7 +74,7 @@ def test_evaluation_is_the_exact_likelihood_with_no_sandwich(latent):
 
 
 def test_a_bad_guide_is_told(make_run):
-    run_dir, _ = make_run(PROGRAM.replace("slope * x0[:, 0], 0.7", "slope * x0[:, 0] + 3, 0.1"))
+    run_dir, _ = make_run(LATENT.replace("slope * x0[:, 0], 0.7", "slope * x0[:, 0] + 3, 0.1"))
     done = dpm("evaluate", run_dir, "--particles", 200, "--num-data", 30)
     assert done.exit_code == 0, done.output
     assert read(run_dir / "evaluation.json")["trusted"] is False
@@ -184,10 +112,10 @@ def test_objective_of_a_gan_is_that_of_its_discriminator(gan):
 
 @pytest.mark.parametrize("change", ["numpyro.factor('more', z)", "numpyro.sample('y', dist.Normal(z, 1.0), obs=z)"])
 def test_what_is_observed_and_not_generated_is_no_likelihood(tmp_path, change):
-    (tmp_path / "mine.py").write_text(PROGRAM)
+    (tmp_path / "mine.py").write_text(LATENT)
     assert has_likelihood(find.load(tmp_path / "mine.py"), jnp.ones((3, 2)))
     (tmp_path / "other.py").write_text(
-        PROGRAM.replace("return numpyro.sample", f"{change}\n        return numpyro.sample")
+        LATENT.replace("return numpyro.sample", f"{change}\n        return numpyro.sample")
     )
     assert not has_likelihood(find.load(tmp_path / "other.py"), jnp.ones((3, 2)))
 
@@ -218,7 +146,7 @@ def test_a_loss_that_stands_for_all_data_is_told_by_the_plate():
 
 
 def test_an_unknown_recipe_of_a_program_without_a_chain(tmp_path):
-    (tmp_path / "some.py").write_text(PROGRAM.replace('"batch_size"', '"batchsize"'))
+    (tmp_path / "some.py").write_text(LATENT.replace('"batch_size"', '"batchsize"'))
     done = dpm("fit", tmp_path / "some.py", "--run-dir", tmp_path / "run")
     assert done.exit_code == 1
     assert "got batchsize." in done.stderr

@@ -10,7 +10,8 @@ from dpm_ppl import inference
 from dpm_ppl.commands import find
 from dpm_ppl.commands.run import fitted_params
 from dpm_ppl.inference import discriminate
-from tests.dpm_ppl.reports.test_objective import GAIN, NOISE, OFFSET, dpm, read
+from tests.command_line import dpm
+from tests.dpm_ppl.reports.test_objective import GAIN, NOISE, OFFSET, read
 
 
 def test_samples_are_those_of_the_model(latent):

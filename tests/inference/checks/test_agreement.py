@@ -7,12 +7,12 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import dpm_ppl as dpm
-from tests.inference.checks.test_checklist_mistakes import OwnKernel, T, flipped, of_chains, program
-from tests.oracles import programs
+from tests.inference.checks.test_checklist_mistakes import flipped, of_chains, program
+from tests.inference.checks.test_laws import OwnKernel, T
 
 
 def test_time_reversed_in_the_schedule_of_the_guide():
-    report = of_chains(program(guide=programs(flipped)[1]))
+    report = of_chains(program(guide=dpm.single_chain(flipped)[1]))
     assert report["chains"].status == "failed"
     assert "time runs the other way" in report["chains"].words
     assert of_chains(program())["chains"].status == "passed"

@@ -16,7 +16,7 @@ from dpm_ppl.inference.checks.gradients import gradients
 from dpm_ppl.inference.checks.laws import kernel as kernel_checks
 from dpm_ppl.inference.checks.report import Report
 from dpm_ppl.inference.checks.subject import Chain, subject
-from tests.oracles import COV, MEAN, GaussianOracle, programs
+from tests.oracles import COV, MEAN, GaussianOracle
 from tests.oracles import data as gaussian_data
 
 LAW = dist.MultivariateNormal(MEAN, COV)
@@ -29,7 +29,7 @@ BETA = np.array([0.05, 0.1, 0.2, 0.3])
 
 
 def program(diffusion, **parts):
-    model, guide = programs(diffusion)
+    model, guide = dpm.single_chain(diffusion)
     return SimpleNamespace(**{"diffusion": diffusion, "model": model, "guide": guide, "data": LAW, **parts})
 
 
@@ -136,7 +136,7 @@ def test_parameters_that_are_idle_or_whose_gradient_is_not_finite():
 
     def idle(x0=None, size=1):
         numpyro.param("idle", 1.0)
-        return programs(ORACLE.diffusion)[0](x0, size)
+        return dpm.single_chain(ORACLE.diffusion)[0](x0, size)
 
     report = found(gradients(subject(program(ORACLE.diffusion, model=idle))))
     assert "No gradient reaches idle" in report["gradients"].words

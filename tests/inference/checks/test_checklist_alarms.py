@@ -13,7 +13,8 @@ from dpm_ppl.inference.checks.laws import kernel as kernel_checks
 from dpm_ppl.inference.checks.reverse import reverse
 from dpm_ppl.inference.checks.statistics import Difference
 from dpm_ppl.inference.checks.subject import subject
-from tests.inference.checks.test_checklist_mistakes import OwnKernel, chain_of, found, of_chains, program
+from tests.inference.checks.test_checklist_mistakes import of_chains, program
+from tests.inference.checks.test_laws import OwnKernel, chain_of, found
 
 
 class SingleConstants(OwnKernel):

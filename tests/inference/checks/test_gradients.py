@@ -8,7 +8,8 @@ import dpm_ppl as dpm
 from dpm_ppl.inference.checks.checklist import check
 from dpm_ppl.inference.checks.gradients import gradients
 from dpm_ppl.inference.checks.subject import subject
-from tests.inference.checks.test_checklist_mistakes import ORACLE, OwnKernel, found, frozen, program
+from tests.inference.checks.test_checklist_mistakes import ORACLE, frozen, program
+from tests.inference.checks.test_laws import OwnKernel, found
 
 
 def test_parameters_frozen_by_a_stop_gradient():

@@ -13,7 +13,8 @@ import dpm_ppl as dpm
 from dpm_ppl.inference.checks import losses
 from dpm_ppl.inference.checks.bounds import bounds
 from dpm_ppl.inference.checks.subject import subject
-from tests.inference.checks.test_checklist_mistakes import found, program
+from tests.inference.checks.test_checklist_mistakes import program
+from tests.inference.checks.test_laws import found
 
 T = 40
 

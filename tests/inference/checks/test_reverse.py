@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 import pytest
 
 from dpm_ppl.inference.checks.reverse import reverse, scale
-from tests.inference.checks.test_checklist_mistakes import DEVIATION, OwnKernel, T, chain_of, found
+from tests.inference.checks.test_laws import DEVIATION, OwnKernel, T, chain_of, found
 
 
 def test_time_reversed_in_the_reverse_step():

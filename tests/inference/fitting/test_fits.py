@@ -19,10 +19,7 @@ from numpyro.infer import RenyiELBO, Trace_ELBO
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound, fit, read_run
-from dpm_ppl.inference.fitting import loop, runs
-
-pytestmark = pytest.mark.usefixtures("compile_once")
-
+from dpm_ppl.inference.fitting import runs
 
 KEY = jax.random.key(3)
 
@@ -50,16 +47,7 @@ def diffusion(beta=BETA):
     return dpm.Diffusion(kernel, reverse)
 
 
-def model(x0=None, size=1):
-    chain = diffusion()
-    with numpyro.plate("data", size if x0 is None else len(x0)):
-        return dpm.reverse_chain("x", chain, obs=x0)
-
-
-def guide(x0):
-    chain = diffusion()
-    with numpyro.plate("data", len(x0)):
-        dpm.forward_chain("x", chain, x0)
+model, guide = dpm.single_chain(diffusion)
 
 
 def small(**options):
@@ -83,33 +71,6 @@ def best_affine(mean, variance):
 def identical(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
-
-
-@pytest.fixture
-def chunks(monkeypatch):
-    """Sets the length of all chunks."""
-
-    def choose(length):
-        monkeypatch.setattr(loop, "_FIRST_CHUNK", length)
-        monkeypatch.setattr(loop, "_next_length", lambda *_: length)
-
-    choose(10)
-    return choose
-
-
-@pytest.fixture
-def after_chunk(monkeypatch):
-    """Calls a function with the number of iterations done, after every chunk."""
-    original = loop._bound_bits
-
-    def watch(act):
-        def bound_bits(losses):
-            act(len(losses))
-            return original(losses)
-
-        monkeypatch.setattr(loop, "_bound_bits", bound_bits)
-
-    return watch
 
 
 def at(position, act):

@@ -31,20 +31,12 @@ def test_a_full_plate_sees_the_indices_of_its_batch():
 
 
 def test_bits_fit_without_a_warning_and_other_discrete_latents_with_numpyro_s():
-    def chain():
+    def definition():
         kernel = dpm.BernoulliKernel(dpm.schedules.constant_fraction(4), (3,), rate=0.3)
         logits = numpyro.param("logits", jnp.zeros((3, 3)))
         return dpm.Diffusion(kernel, lambda x, t: dpm.outputs.residual_bernoulli(kernel, x, t, logits[t - 2]))
 
-    def bits_model(x0):
-        diffusion = chain()
-        with numpyro.plate("data", len(x0)):
-            dpm.reverse_chain("x", diffusion, obs=x0)
-
-    def bits_guide(x0):
-        diffusion = chain()
-        with numpyro.plate("data", len(x0)):
-            dpm.forward_chain("x", diffusion, x0)
+    bits_model, bits_guide = dpm.single_chain(definition)
 
     def coin(program):
         def tossed(x0):
@@ -73,15 +65,7 @@ def test_a_plate_of_another_size_than_the_data():
 
 
 def test_a_program_without_parameters():
-    def fixed(x0):
-        kernel = dpm.GaussianKernel(BETA, (1,))
-        with numpyro.plate("data", len(x0)):
-            dpm.reverse_chain("x", dpm.Diffusion(kernel, kernel.step), obs=x0)
-
-    def fixed_guide(x0):
-        kernel = dpm.GaussianKernel(BETA, (1,))
-        with numpyro.plate("data", len(x0)):
-            dpm.forward_chain("x", dpm.Diffusion(kernel, kernel.step), x0)
-
+    kernel = dpm.GaussianKernel(BETA, (1,))
+    model, guide = dpm.single_chain(lambda: dpm.Diffusion(kernel, kernel.step))
     with pytest.raises(ValueError, match="a program with parameters to fit"):
-        small(model=fixed, guide=fixed_guide)
+        small(model=model, guide=guide)

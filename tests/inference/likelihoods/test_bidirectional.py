@@ -117,7 +117,7 @@ def test_nan_weights_name_datum_and_step():
         ({"num_data": 0}, ValueError, "`num_data` to be at least 1; got 0"),
         ({"num_particles": 0}, ValueError, "`num_particles` to be at least 1; got 0"),
         ({"num_data": 2.0}, TypeError, "`num_data` to be an integer"),
-        ({"block_size": -1}, ValueError, "`block_size` to be an integer of at least 1"),
+        ({"block_size": -1}, ValueError, "`block_size` to be at least 1"),
         ({"params": {}}, ValueError, "a value for every parameter"),
     ],
 )

@@ -14,7 +14,7 @@ import dpm_ppl as dpm
 from dpm_ppl.inference import importance_weights, log_likelihood
 from dpm_ppl.inference.likelihoods.likelihood import Likelihood
 from tests.inference.likelihoods.test_likelihood import bits
-from tests.oracles import STATES, BernoulliOracle, GaussianOracle, data, programs, worst
+from tests.oracles import STATES, BernoulliOracle, GaussianOracle, data, worst
 
 KEY = jax.random.key(0)
 X = jnp.array([0.3, -1.2, 2.5])
@@ -93,7 +93,7 @@ def test_other_dimensions_are_summed():
 def test_chains_agree_with_the_streamed_weights(oracle, x0):
     options = {"params": oracle.params, "key": KEY, "progress": False}
     streamed = log_likelihood(oracle.diffusion, x0, num_particles=7, num_trajectories=7, **options)
-    model, guide = programs(oracle.diffusion)
+    model, guide = dpm.single_chain(oracle.diffusion)
     trajectory = jnp.asarray(streamed.trajectories[3])
     given = handlers.substitute(guide, data={"x_chain": trajectory})
     one = importance_weights(model, given, x0, num_particles=1, **options)
@@ -103,7 +103,7 @@ def test_chains_agree_with_the_streamed_weights(oracle, x0):
 def test_weights_of_a_chain_have_the_exact_mean():
     oracle, exact, _ = bits()
     log_weight = importance_weights(
-        *programs(oracle.diffusion), STATES, params=oracle.params, key=KEY, num_particles=5000, progress=False
+        *dpm.single_chain(oracle.diffusion), STATES, params=oracle.params, key=KEY, num_particles=5000, progress=False
     )
     assert worst(np.exp(log_weight), np.exp(exact)) < 3
     assert worst(log_weight, oracle.elbos()) < 3
@@ -112,7 +112,7 @@ def test_weights_of_a_chain_have_the_exact_mean():
 def test_independently_drawn_steps_are_refused():
     oracle = GaussianOracle.exact(5)
     for size in (2, None):
-        programs_ = (dpm.subsample_steps(fn, size=size) for fn in programs(oracle.diffusion))
+        programs_ = (dpm.subsample_steps(fn, size=size) for fn in dpm.single_chain(oracle.diffusion))
         with pytest.raises(
             ValueError, match="plain program.*under subsample_steps, with site 'x_first'.*take the handler off"
         ):

@@ -361,7 +361,7 @@ def test_to_arviz_and_save(tmp_path):
         ({"num_particles": 2.5}, TypeError, "`num_particles` to be an integer; got 2.5"),
         ({"num_trajectories": 4}, ValueError, "`num_trajectories` to be at most num_particles=3; got 4"),
         ({"num_trajectories": -1}, ValueError, "`num_trajectories` to be at least 0"),
-        ({"block_size": 0}, ValueError, "`block_size` to be an integer of at least 1, or None; got 0"),
+        ({"block_size": 0}, ValueError, "`block_size` to be at least 1; got 0"),
         ({"x0": X0[0]}, ValueError, r"`x0` of shape \(num_data, \*event\)"),
         ({"x0": X0[:, :1]}, ValueError, r"event shape \(2,\); got \(6, 1\)"),
         ({"x0": X0.at[1, 1].set(jnp.nan)}, ValueError, "`x0` to be finite; got 1 NaN"),

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import arviz as az
 import jax
@@ -13,15 +12,7 @@ import xarray as xr
 
 from dpm_ppl.inference.likelihoods.likelihood import Likelihood, log_likelihood
 from tests.inference.test_psis import K
-from tests.oracles import BernoulliOracle, GaussianOracle, data
-
-
-@pytest.fixture(scope="module")
-def likelihood() -> Likelihood:
-    """Of six data under spoiled reverse steps, T = 5, with the trajectories of three particles."""
-    oracle = GaussianOracle.exact(5).spoiled()
-    options: dict[str, Any] = {"num_particles": 100, "num_trajectories": 3, "progress": False}
-    return log_likelihood(oracle.diffusion, data(6), params=oracle.params, key=jax.random.key(0), **options)
+from tests.oracles import BernoulliOracle
 
 
 def groups(data) -> dict[str, xr.Dataset]:

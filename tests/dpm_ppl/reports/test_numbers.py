@@ -1,0 +1,36 @@
+"""Numbers as reports show them, against numbers by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dpm_ppl.reports.numbers import in_bits, known_or_none, with_error
+
+
+def test_mean_in_bits_and_its_error():
+    """Of 1, 2 and 6 bits: a mean of 3, and a variance of it of (4 + 1 + 9) / 2 / 3."""
+    found = in_bits("elbo", math.log(2) * np.array([1, 2, 6]))
+    assert list(found) == ["elbo", "elbo_se"]
+    np.testing.assert_allclose(list(found.values()), [3, math.sqrt(7 / 3)], rtol=1e-14)
+
+
+def test_what_json_lacks_is_none():
+    for value in (math.nan, math.inf, -math.inf, np.float64("nan")):
+        assert known_or_none(value) is None
+    for value in (0.0, -1.5, 7, "nan", True, None):
+        assert known_or_none(value) is value
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({"elbo": -1.23456, "elbo_se": 0.98765, "K": 2.0}, "   -1.2346 ± 0.9877"),
+        ({"elbo": 123.0, "K_se": 0.1}, "  123.0000"),
+        ({"elbo": 0.5, "elbo_se": None}, "    0.5000"),  # of a single datum
+        ({"elbo": None, "elbo_se": None}, "      none"),
+        ({"K": 2.0, "K_se": 0.1}, "      none"),
+    ],
+)
+def test_a_number_with_its_error(figures, text):
+    assert with_error(figures, "elbo") == text
