@@ -10,9 +10,6 @@ import typer
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.run import open_run
 from dpm_ppl.inference.records import write_json, write_whole
-from dpm_ppl.reports.evaluation import evaluate_program, headline, table
-from dpm_ppl.reports.evaluation_figure import evaluation_figure
-from dpm_ppl.reports.samples import compare
 
 
 def evaluate(
@@ -26,6 +23,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
     """Estimate the likelihood of data, and say whether to trust it: likelihood.nc, evaluation.json, evaluation.png."""
+    from dpm_ppl.reports.evaluation import evaluate_program, headline, table
+    from dpm_ppl.reports.evaluation_figure import evaluation_figure
+    from dpm_ppl.reports.samples import compare
+
     with clear_errors():
         run, key = open_run(run_dir), jax.random.key(seed)
         started = time.monotonic()

@@ -15,7 +15,6 @@ from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.find import load
 from dpm_ppl.inference.records import write_json, write_whole
 from dpm_ppl.programs import Program
-from dpm_ppl.reports.fit import report, table
 from dpm_ppl.tracing import trace_quietly
 
 
@@ -28,6 +27,8 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Carry on from the last checkpoint.")] = False,
 ) -> None:
     """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
+    from dpm_ppl.reports.fit import report, table
+
     with clear_errors():
         program = load(model)
         run_dir = run_dir or Path("runs") / program.path.stem

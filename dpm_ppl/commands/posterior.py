@@ -14,10 +14,6 @@ from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.run import open_run
 from dpm_ppl.inference.records import write_json, write_whole
 from dpm_ppl.programs import instantiate
-from dpm_ppl.reports.panels import is_plane
-from dpm_ppl.reports.posterior import headline, report, table
-from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure
-from dpm_ppl.reports.samples import draws
 
 
 def posterior(
@@ -35,6 +31,11 @@ def posterior(
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
     """Denoise or complete data: samples given what is observed, and its evidence: posterior.nc, .json and .png."""
+    from dpm_ppl.reports.panels import is_plane
+    from dpm_ppl.reports.posterior import headline, report, table
+    from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure
+    from dpm_ppl.reports.samples import draws
+
     with clear_errors():
         run = open_run(run_dir)
         program, params = run.program, run.params

@@ -11,7 +11,6 @@ from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.run import open_run
 from dpm_ppl.data import fresh_data, support_of
 from dpm_ppl.inference.records import write_whole
-from dpm_ppl.reports.samples import draws, samples_figure
 
 
 def sample(
@@ -21,6 +20,8 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
     """Draw exact ancestral samples from a fit: samples.npz (x0) and samples.png in its directory."""
+    from dpm_ppl.reports.samples import draws, samples_figure
+
     with clear_errors():
         run = open_run(run_dir)
         key, data_key = jax.random.split(jax.random.key(seed))

@@ -9,8 +9,6 @@ import dpm_ppl as dpm
 from dpm_ppl.inference.arguments import require_batch, require_flags, require_pair
 
 POINTS = dpm.GaussianKernel(np.array([0.1, 0.5]), (2,))
-
-
 BITS = dpm.BernoulliKernel(np.array([0.1, 0.5]), ())
 
 

@@ -27,6 +27,7 @@ def test_what_json_lacks_is_none():
     [
         ({"elbo": -1.23456, "elbo_se": 0.98765, "K": 2.0}, "   -1.2346 ± 0.9877"),
         ({"elbo": 123.0, "K_se": 0.1}, "  123.0000"),
+        ({"elbo": 123.0, "elbo_se": 0.0}, "  123.0000 ± 0.0000"),
         ({"elbo": 0.5, "elbo_se": None}, "    0.5000"),  # of a single datum
         ({"elbo": None, "elbo_se": None}, "      none"),
         ({"K": 2.0, "K_se": 0.1}, "      none"),
