@@ -1,9 +1,9 @@
 """Posteriors p(x) r(x) by sequential Monte Carlo along a reverse chain, r being the rest of the program.
 
 `particles.smc` is where to start. `conditioning` takes the program apart into the chain and r; a twist (`twists`) tells
-each particle what r will say of it, and proposes its step back (`proposals`), for each kind of state by its guidance;
-`resampling` picks the survivors; and what is left is a `posterior.Posterior`. `perturbation` is the paper's
-own sampler.
+each particle what r will say of it, and proposes its step back (`proposals`), as `guidance` has it for each kind of
+state: `gaussian_guidance`, `bernoulli_guidance`, `categorical_guidance`. `resampling` picks the survivors, and what is
+left is a `posterior.Posterior`. `perturbation` is the paper's own sampler.
 """
 
 from dpm_ppl.inference.posteriors.particles import smc

@@ -18,9 +18,10 @@ from dpm_ppl.kernels.kernel import has_marginal
 NAME = "categorical"
 
 NEEDS = "marginal"
-RE = 0
 
 LEAST_UNCERTAIN = 0.01  # share of Bayes' rule with all x^0 alike in the predicted x^0: a network may be wrong
+
+NUM_EXPANSIONS = 3  # of r, each about a likelier datum than the one before
 
 
 def holds(stationary: dist.Distribution) -> bool:
@@ -82,7 +83,8 @@ def _guided_step(p: dist.Distribution, predicted: "Predicted", target: Target) -
     if target.known is not None:
         # A known letter that cannot have led to x^t: the model may still lead to it, but by no way that is known.
         mask, value = target.known
-        barred = mask & ~_possible(_at(predicted.log_x0, value))
+        letter = _letter(value, predicted.log_x0.shape[-1])
+        barred = mask & ~_possible(_of(predicted.log_x0, letter))
         ratio = jnp.where(barred[..., None], 0.0, ratio)
     log_p = _log_probs(p)
     return log_mean, CategoricalMove(p, _normalised(log_p + ratio), log_p)
@@ -143,28 +145,38 @@ def _predict(target: Target, x: Array, t: Array) -> tuple[dist.Distribution, Pre
 
 
 def _guide(log_p: Array, log_r: LogR, known: Known) -> tuple[Array, Array]:
-    """Log E r over independent letters, r expanded at their mode, and the log probabilities of the letters times r."""
-    num_states = log_p.shape[-1]
-    anchor = jnp.argmax(log_p, -1)
+    """Log E r over independent letters, r expanded about one datum, and the log probabilities of the letters times r.
+
+    The datum is the likeliest one, and then twice over that of the letters times the expansion, where it is likelier
+    under both: where letters are coupled, an expansion far from the product's own mode is off by many nats.
+    """
+    num_states, log_known = log_p.shape[-1], jnp.zeros(())
     if known is not None:
-        anchor = jnp.where(known[0], _letter(known[1], num_states), anchor)
-    value, gain = _substituted(anchor, log_r, num_states)
-    for _ in range(RE):
-        other = jnp.argmax(log_p + gain, -1)
-        if known is not None:
-            other = jnp.where(known[0], anchor, other)
-        score = lambda a, v: v + jnp.sum(jnp.take_along_axis(log_p, a[..., None], -1))
-        better = score(other, log_r(other)) > score(anchor, value)
-        anchor = jnp.where(better, other, anchor)
+        mask, letter = known[0], _letter(known[1], num_states)
+        log_known = jnp.sum(jnp.where(mask & ~_possible(_of(log_p, letter)), -jnp.inf, 0.0))
+        log_known = log_known + jnp.sum(jnp.where(mask, _of(log_p, letter), 0.0))
+        certain = jnp.where(letter[..., None] == jnp.arange(num_states), 0.0, _impossible(log_p))
+        log_p = jnp.where(mask[..., None], certain, log_p)
+
+    def expand(_: Array, best: "_Expansion") -> _Expansion:
+        anchor = jnp.argmax(log_p + best.gain, -1)
         value, gain = _substituted(anchor, log_r, num_states)
-    if known is not None:
-        clamped = jnp.where(jax.nn.one_hot(anchor, num_states) > 0, 0.0, _impossible(log_p))
-        gain = jnp.where(known[0][..., None], clamped, gain)
+        score = value + jnp.sum(_of(log_p, anchor))
+        better = (score > best.score) | jnp.isnan(score)
+        return jax.tree.map(lambda a, b: jnp.where(better, a, b), _Expansion(score, value, gain), best)
+
+    nowhere = jnp.full((), -jnp.inf, log_p.dtype)
+    _, value, gain = jax.lax.fori_loop(0, NUM_EXPANSIONS, expand, _Expansion(nowhere, nowhere, jnp.zeros_like(log_p)))
     terms = jax.nn.logsumexp(log_p + gain, -1)
-    guided = _finite(log_p + gain - terms[..., None])
-    if known is not None:
-        guided = jnp.where(known[0][..., None], clamped, guided)
-    return value + jnp.sum(jnp.where(_possible(terms), terms, -jnp.inf)), guided
+    return log_known + value + jnp.sum(terms), _finite(log_p + gain - terms[..., None])
+
+
+class _Expansion(NamedTuple):
+    """log r about a datum: its value there, what each letter gains, and log P + log r of the datum."""
+
+    score: Array
+    value: Array
+    gain: Array
 
 
 def _substituted(anchor: Array, log_r: LogR, num_states: int) -> tuple[Array, Array]:
@@ -213,6 +225,6 @@ def _letter(value: Array, num_states: int) -> Array:
     return jnp.clip(value, 0, num_states - 1)
 
 
-def _at(log_probs: Array, value: Array) -> Array:
-    letter = _letter(value, log_probs.shape[-1])
+def _of(log_probs: Array, letter: Array) -> Array:
+    """The log probability of each letter of a datum, shape (*event)."""
     return jnp.take_along_axis(log_probs, letter[..., None], -1)[..., 0]

@@ -60,7 +60,7 @@ ORACLE = GaussianOracle.exact(5).spoiled()
 
 
 def program(diffusion=ORACLE.diffusion, **parts):
-    model, guide = dpm.single_chain(diffusion)
+    model, guide = (None, None) if diffusion is None else dpm.single_chain(diffusion)
     law = dist.MultivariateNormal(MEAN, COV)
     return SimpleNamespace(**{"diffusion": diffusion, "model": model, "guide": guide, "data": law, **parts})
 
