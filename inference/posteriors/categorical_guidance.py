@@ -21,6 +21,8 @@ NEEDS = "marginal"
 
 LEAST_UNCERTAIN = 0.01  # share of Bayes' rule with all x^0 alike in the predicted x^0: a network may be wrong
 
+LEAST_KNOWN = -30.0  # nats, of a known letter that cannot be: a twist is positive, and what has no chance has no part
+
 NUM_EXPANSIONS = 3  # of r, each about a likelier datum than the one before
 
 
@@ -78,7 +80,9 @@ def denoised_step(target: Target, x: Array, t: Array) -> tuple[Array, Categorica
 
 
 def _guided_step(p: dist.Distribution, predicted: "Predicted", target: Target) -> tuple[Array, CategoricalMove]:
-    log_mean, guided = _guide(predicted.log_x0, target.log_r, target.known)
+    log_mean, guided = _guide(
+        predicted.log_x0, target.log_r, target.known, least_known=jnp.maximum(predicted.log_unexplained, LEAST_KNOWN)
+    )
     ratio = predicted.average(guided) - predicted.average(predicted.log_x0)
     if target.known is not None:
         # A known letter that cannot have led to x^t: the model may still lead to it, but by no way that is known.
@@ -95,15 +99,24 @@ class Predicted(NamedTuple):
 
     Attributes:
         log_x0: log P(x^0 = k | x^t), shape (*event, K).
-        log_posterior: log q(x^(t-1) = j | x^t, x^0 = k), shape (*event, K, K), j last.
+        log_reach: log q(x^t | x^0 = k), same shape.
+        log_step: log q(x^t | x^(t-1) = j), same shape.
+        before: q(x^(t-1) = j | x^0 = k), shape (*event, K, K), j last: one for all particles.
+        log_unexplained: Log of how often the reverse step goes where no x^0 leads, shape (*event).
     """
 
     log_x0: Array
-    log_posterior: Array
+    log_reach: Array
+    log_step: Array
+    before: Array
+    log_unexplained: Array
 
     def average(self, log_x0: Array) -> Array:
         """Log of the kernel's posterior averaged over x^0 of these log probabilities, shape (*event, K)."""
-        return _finite(jax.nn.logsumexp(log_x0[..., None] + self.log_posterior, -2))
+        share = jnp.where(_possible(self.log_reach), log_x0 - self.log_reach, _impossible(log_x0))
+        largest = jnp.max(share, -1, keepdims=True)
+        mean = jnp.einsum("...k,...kj->...j", jnp.exp(share - largest), self.before)
+        return _finite(largest + jnp.log(mean) + self.log_step)
 
 
 def _predict(target: Target, x: Array, t: Array) -> tuple[dist.Distribution, Predicted]:
@@ -125,36 +138,37 @@ def _predict(target: Target, x: Array, t: Array) -> tuple[dist.Distribution, Pre
     def of_x(table: Array) -> Array:
         return jnp.take_along_axis(table, x[..., None, None], -1)[..., 0]
 
-    before = of_each_state(kernel.marginal, t - 1)
+    before = jnp.exp(of_each_state(kernel.marginal, t - 1))
     log_step, log_reach = of_x(of_each_state(kernel.step, t)), of_x(of_each_state(kernel.marginal, t))
-    reach, step, matrix = jnp.exp(log_reach), jnp.exp(log_step), jnp.exp(before)
+    reach, step = jnp.exp(log_reach), jnp.exp(log_step)
     total = jnp.sum(reach, -1, keepdims=True)
     alike = jnp.where(total > 0, reach / jnp.where(total > 0, total, 1.0), 1 / num_states)
     start = 1 / jnp.where(total > 0, total, 1.0)
     # Where M is all but singular, x^0 cannot be told, and all are alike.
     small = jnp.finfo(dtype).eps ** 0.5
-    inverse = jnp.linalg.inv(matrix + small * jnp.eye(num_states, dtype=dtype))
+    inverse = jnp.linalg.inv(before + small * jnp.eye(num_states, dtype=dtype))
     happens = step > jnp.finfo(dtype).tiny ** 0.5
-    ratio = jnp.where(happens, jnp.exp(log_p) / jnp.where(happens, step, 1.0), 0.0)
-    off = ratio - start * jnp.sum(matrix, -2)
+    ratio = jnp.exp(log_p) / jnp.where(happens, step, 1.0)
+    off = jnp.where(happens, ratio - start * jnp.sum(before, -2), 0.0)
     solved = jnp.maximum(reach * (start + jnp.einsum("...j,...jk->...k", off, inverse)), 0.0)
     mass = jnp.sum(solved, -1, keepdims=True)
     x0 = jnp.where(mass > 0, solved / jnp.where(mass > 0, mass, 1.0), alike)
     log_x0 = _finite(jnp.log((1 - LEAST_UNCERTAIN) * x0 + LEAST_UNCERTAIN * alike))
-    return p, Predicted(log_x0, _normalised(before + log_step[..., None, :]))
+    unexplained = _finite(jnp.log(jnp.sum(jnp.where(happens, 0.0, jnp.exp(log_p)), -1)))
+    return p, Predicted(log_x0, log_reach, log_step, before, unexplained)
 
 
-def _guide(log_p: Array, log_r: LogR, known: Known) -> tuple[Array, Array]:
+def _guide(log_p: Array, log_r: LogR, known: Known, *, least_known: Array | float = LEAST_KNOWN) -> tuple[Array, Array]:
     """Log E r over independent letters, r expanded about one datum, and the log probabilities of the letters times r.
 
     The datum is the likeliest one, and then twice over that of the letters times the expansion, where it is likelier
     under both: where letters are coupled, an expansion far from the product's own mode is off by many nats.
     """
     num_states, log_known = log_p.shape[-1], jnp.zeros(())
+    log_p = log_p.astype(jnp.result_type(log_p, float))  # of a network in single precision too
     if known is not None:
         mask, letter = known[0], _letter(known[1], num_states)
-        log_known = jnp.sum(jnp.where(mask & ~_possible(_of(log_p, letter)), -jnp.inf, 0.0))
-        log_known = log_known + jnp.sum(jnp.where(mask, _of(log_p, letter), 0.0))
+        log_known = jnp.sum(jnp.where(mask, jnp.maximum(_of(log_p, letter), least_known), 0.0))
         certain = jnp.where(letter[..., None] == jnp.arange(num_states), 0.0, _impossible(log_p))
         log_p = jnp.where(mask[..., None], certain, log_p)
 
@@ -163,7 +177,8 @@ def _guide(log_p: Array, log_r: LogR, known: Known) -> tuple[Array, Array]:
         value, gain = _substituted(anchor, log_r, num_states)
         score = value + jnp.sum(_of(log_p, anchor))
         better = (score > best.score) | jnp.isnan(score)
-        return jax.tree.map(lambda a, b: jnp.where(better, a, b), _Expansion(score, value, gain), best)
+        new = _Expansion(score, value, gain)
+        return jax.tree.map(lambda a, b: jnp.where(better, a, b).astype(log_p.dtype), new, best)
 
     nowhere = jnp.full((), -jnp.inf, log_p.dtype)
     _, value, gain = jax.lax.fori_loop(0, NUM_EXPANSIONS, expand, _Expansion(nowhere, nowhere, jnp.zeros_like(log_p)))

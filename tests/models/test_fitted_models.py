@@ -18,6 +18,8 @@ from dpm_ppl.reports.objective import has_likelihood
 from tests.compiling import optimised
 from tests.models.cases import flat, mean_and_error
 
+MOST_STEPS = 100  # these laws hold at any T; `test_models.py` takes the programs as they stand, of up to 2000
+
 # Where a chain is a latent's prior, guide and model reach x^0 from opposite ends, and no KL is taken of it.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning"),

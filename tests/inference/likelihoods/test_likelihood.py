@@ -368,7 +368,7 @@ def test_to_arviz_and_save(tmp_path):
         ({"x0": np.zeros((3, 2), int)}, TypeError, "floating-point"),
         ({"params": {}}, ValueError, "a value for every parameter of the model; got none for beta"),
         ({"params": GaussianOracle.exact(7).params}, ValueError, "parameters of another model"),
-        ({"diffusion": 3}, TypeError, "`diffusion` to be the function"),
+        ({"diffusion": 3}, TypeError, "`definition` to be the function"),
     ],
 )
 def test_bad_input(options, error, message):

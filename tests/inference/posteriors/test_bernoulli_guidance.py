@@ -69,7 +69,7 @@ def test_a_step_is_guided_as_enumeration_over_the_datum_says(t):
     rate = np.clip((jax.nn.sigmoid(p.base_dist.logits) - zero) / (one - zero), least, 1 - least)
     weight = np.prod(np.where(STATES == 1, rate, 1 - rate), -1) * np.exp(STATES @ SLOPE)
     guided = marginals(weight)
-    log_mean, move = bernoulli_guidance.posterior_step(p, Target(diffusion, factorised, None), x, jnp.asarray(t))
+    log_mean, move = bernoulli_guidance.posterior_step(Target(diffusion, factorised, None), x, jnp.asarray(t))
     np.testing.assert_allclose(log_mean, np.log(weight.sum()), rtol=1e-9)
     np.testing.assert_allclose(jax.nn.sigmoid(move.logits), guided * one + (1 - guided) * zero, rtol=1e-9)
     np.testing.assert_allclose(move.unguided, p.base_dist.logits)

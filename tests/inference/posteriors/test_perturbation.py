@@ -101,15 +101,46 @@ def with_known_bits():
     numpyro.sample("y", dist.Delta(x).mask(jnp.array([True, False, False])).to_event(1), obs=jnp.zeros(3, int))
 
 
-def of_three_states():
-    kernel = dpm.CategoricalKernel(dpm.schedules.constant_fraction(3), (2,), (0.2, 0.5, 0.3))
+LETTERS = dpm.CategoricalKernel(dpm.schedules.constant_fraction(3), (2,), (0.2, 0.5, 0.3))
+LIKING = np.array([1.5, 0.0, -1.0])
+
+
+def liked_letters():
+    x = dpm.reverse_chain("x", dpm.Diffusion(LETTERS, LETTERS.step))
+    numpyro.factor("r", jnp.sum(jnp.asarray(LIKING)[x]))
+
+
+def test_perturbed_letters_follow_the_recursion_of_their_steps():
+    x = perturbed_chain(liked_letters, "x", params={}, num_samples=10_000)(jax.random.key(4))
+    p = LETTERS.probs * np.exp(LIKING)
+    for t in range(3, 0, -1):
+        step = (1 - LETTERS.beta[t - 1]) * np.eye(3) + LETTERS.beta[t - 1] * LETTERS.probs
+        moved = step * np.exp(LIKING)
+        p = p / p.sum() @ (moved / moved.sum(-1, keepdims=True))
+    assert worst(jax.nn.one_hot(x, 3), np.broadcast_to(p, (2, 3))) < 3
+
+
+class Counts:
+    """A kernel over counts up to three, all redrawn at each step."""
+
+    num_steps, event_shape = 3, (2,)
+
+    def stationary(self):
+        return dist.Binomial(3, 0.4 * jnp.ones(2)).to_event(1)
+
+    def step(self, x, t):
+        return dist.Binomial(3, 0.4 * jnp.ones(jnp.shape(x))).to_event(1)
+
+
+def counts():
+    kernel = Counts()
     numpyro.factor("r", 5.0 * jnp.sum(dpm.reverse_chain("x", dpm.Diffusion(kernel, kernel.step)) == 0))
 
 
 def test_bad_input():
     options = {"params": BITS.params, "num_samples": 10}
-    with pytest.raises(ValueError, match="Expected normal or Bernoulli steps.*got Independent.*Use smc"):
-        perturbed_chain(of_three_states, "x", params={}, num_samples=10)(jax.random.key(0))
+    with pytest.raises(ValueError, match="Expected normal, Bernoulli or categorical steps.*got Independent.*Use smc"):
+        perturbed_chain(counts, "x", params={}, num_samples=10)(jax.random.key(0))
     with pytest.raises(ValueError, match="only latent variable is the chain 'x'; got scale beside"):
         perturbed_chain(with_a_scale, "x", **options)(jax.random.key(0), 0.0)
     with pytest.raises(ValueError, match="known exactly.*Use smc"):

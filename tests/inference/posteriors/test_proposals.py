@@ -6,7 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, BernoulliMove, NormalMove, Unguided
+from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, BernoulliMove, CategoricalMove, NormalMove, Unguided
 from tests.oracles import STATES, worst
 
 LOC, TRIL = jnp.array([[0.4, -1.2]]), jnp.array([[[0.8, 0.0], [0.3, 0.5]]])
@@ -41,6 +41,18 @@ def test_a_bernoulli_move_is_a_defended_proposal():
     state = x @ jnp.array([4, 2, 1])
     assert worst(jax.nn.one_hot(state, 8), q) < 3
     np.testing.assert_allclose(log_ratio, np.log(unguided / q)[state], rtol=1e-9)
+    assert log_ratio.max() < -np.log(DEFENSIVE)
+
+
+def test_a_categorical_move_is_a_defended_proposal():
+    p = dist.Categorical(logits=jnp.array([[0.4, -1.1, 2.0], [-0.2, 0.3, 0.1]])).to_event(1)
+    logits = jnp.array([[-3.0, 1.0, 0.2], [1.2, -0.5, 0.0]])
+    x, log_ratio = draws(CategoricalMove(p, logits, p.base_dist.logits))
+    guided, unguided = (jax.nn.softmax(a) for a in (logits, p.base_dist.logits))
+    pairs = [a[0][:, None] * a[1] for a in (guided, unguided)]
+    q = (1 - DEFENSIVE) * pairs[0] + DEFENSIVE * pairs[1]
+    assert worst(jax.nn.one_hot(x[:, 0] * 3 + x[:, 1], 9), q.ravel()) < 3
+    np.testing.assert_allclose(log_ratio, np.log(pairs[1] / q)[x[:, 0], x[:, 1]], rtol=1e-9)
     assert log_ratio.max() < -np.log(DEFENSIVE)
 
 
