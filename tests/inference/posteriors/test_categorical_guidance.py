@@ -11,10 +11,9 @@ import numpyro.distributions as dist
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import smc, tempered
+from dpm_ppl.inference import smc
 from dpm_ppl.inference.posteriors import categorical_guidance
 from dpm_ppl.inference.posteriors.conditioning import Target
-from dpm_ppl.inference.posteriors.twists import widened
 from tests.oracles import worst
 
 T, SIZE, K = 5, 4, 4
@@ -226,7 +225,9 @@ def test_a_step_that_no_datum_explains_is_left_as_it_is_where_r_says_nothing(x64
             diffusion = dpm.Diffusion(
                 steep,
                 lambda x, t: dist.Categorical(
-                    logits=jnp.broadcast_to(table[t], (*x.shape, K)) if jnp.ndim(t) == 0 else table[t] + 0 * x[..., None]
+                    logits=jnp.broadcast_to(table[t], (*x.shape, K))
+                    if jnp.ndim(t) == 0
+                    else table[t] + 0 * x[..., None]
                 ).to_event(1),
             )
             for t in (2, 3, 4):
