@@ -45,8 +45,7 @@ class _Chain(dist.Distribution):
     def _transitions(self, trajectory: ArrayLike) -> tuple[Array, Array, Array, float]:
         """States x^(t-1) and x^t of the scored transitions, their t, and the factor that makes their sum stand for all.
 
-        The step axis is the last of the batch where all are scored, and the first where `steps`, of shape (m, *batch),
-        are.
+        The step axis is in front of the batch, where nothing that goes with a datum can be mistaken for it.
         """
         trajectory = jnp.asarray(trajectory)
         if trajectory.shape[trajectory.ndim - self.event_dim :] != self.event_shape:
@@ -56,17 +55,18 @@ class _Chain(dist.Distribution):
             )
         axis = trajectory.ndim - self.event_dim
         if self.steps is None:
-            before = jax.lax.slice_in_dim(trajectory, 0, -1, axis=axis)
-            after = jax.lax.slice_in_dim(trajectory, 1, None, axis=axis)
-            return before, after, jnp.arange(2, self.diffusion.num_steps + 1), 1.0
+            states = jnp.moveaxis(trajectory, axis, 0)
+            return states[:-1], states[1:], jnp.arange(2, self.diffusion.num_steps + 1).reshape(-1, *(1,) * axis), 1.0
         expand = self.steps.reshape(self.steps.shape + (1,) * self.event_dim)
         before, after = (
             jnp.take_along_axis(trajectory[None], expand - shift, axis + 1).squeeze(axis + 1) for shift in (2, 1)
         )
         return before, after, self.steps, (self.diffusion.num_steps - 1) / len(self.steps)
 
-    def _total(self, transition_log_prob: Array, factor: float) -> Array:
-        return factor * jnp.sum(transition_log_prob, -1 if self.steps is None else 0)
+    def _of(self, trajectory: ArrayLike) -> Diffusion:
+        """The diffusion, its context that of a trajectory's batch."""
+        batch_shape = jnp.shape(trajectory)[: jnp.ndim(trajectory) - self.event_dim]
+        return self.diffusion.beside(self.diffusion.context, batch_shape)
 
 
 class ForwardChain(_Chain):
@@ -118,7 +118,7 @@ class ForwardChain(_Chain):
         start = self.kernel.step(self.x0, 1).log_prob(first)
         if self.diffusion.num_steps == 1:
             return start
-        return start + self._total(self.kernel.step(before, t).log_prob(after), factor)
+        return start + factor * jnp.sum(self.kernel.step(before, t).log_prob(after), 0)
 
 
 class ReverseChain(_Chain):
@@ -138,7 +138,12 @@ class ReverseChain(_Chain):
         start = self.kernel.stationary()
         if not start.has_rsample or self.diffusion.num_steps == 1:
             return bool(start.has_rsample)
-        return bool(self.diffusion.reverse(jnp.zeros(self.kernel.event_shape), jnp.asarray(2)).has_rsample)
+        batch_shape = self.diffusion.batch_shape
+        if batch_shape is None:  # of a context that has not met its data
+            return True
+        return bool(
+            self.diffusion.reverse(jnp.zeros(batch_shape + self.kernel.event_shape), jnp.asarray(2)).has_rsample
+        )
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Trajectories, shape (*sample_shape, T, *event), by one scan from x^T down to x^1."""
@@ -163,7 +168,7 @@ class ReverseChain(_Chain):
         start = self.kernel.stationary().log_prob(last)
         if self.diffusion.num_steps == 1:
             return start
-        return start + self._total(self.diffusion.reverse(after, t).log_prob(before), factor)
+        return start + factor * jnp.sum(self._of(value).reverse(after, t).log_prob(before), 0)
 
 
 def reverse_states(

@@ -1,5 +1,6 @@
 """A diffusion probabilistic model: a fixed forward kernel, and the reverse steps that undo it."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,46 @@ from numpyro.distributions import constraints
 from dpm_ppl.kernels.kernel import Kernel, is_concrete
 from dpm_ppl.tracing import trace_shapes
 
-Reverse = Callable[[Array, Array], dist.Distribution]
-Decode = Callable[[Array], dist.Distribution]
+Reverse = Callable[..., dist.Distribution]
+Decode = Callable[..., dist.Distribution]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seeing:
+    """`reverse` or `decode` as the library calls it, without a context: each element of the batch sees its own.
+
+    Args:
+        function: The user's, which takes a context last.
+        context: Pytree of arrays, whose leaves begin with the batch's shape.
+        event_dim: Number of dimensions of an event.
+        batch_shape: The batch's shape, where it is known; else all that x has in front of its event.
+    """
+
+    function: Callable[..., dist.Distribution]
+    context: Any
+    event_dim: int
+    batch_shape: tuple[int, ...] | None = None
+
+    def __call__(self, x: Array, *t: Array) -> dist.Distribution:
+        return self.function(x, *t, self._beside(jnp.shape(x)[: jnp.ndim(x) - self.event_dim]))
+
+    def _beside(self, batch: tuple[int, ...]) -> Any:
+        """The context of states of a batch shape, whose last dimensions are the data's."""
+        own = batch if self.batch_shape is None else self.batch_shape
+        in_front = batch[: len(batch) - len(own)]
+        _require_beside(self.context, own)
+        if batch[len(in_front) :] != own:
+            raise ValueError(f"Expected states of batch shape (..., *{own}), that of the context; got {batch}.")
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, in_front + jnp.shape(leaf)), self.context)
+
+
+def _require_beside(context: Any, batch: tuple[int, ...]) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(context):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            raise ValueError(
+                f"Expected a context for each datum, leaves that begin with the batch shape {batch}; got "
+                f"{jnp.shape(leaf)}{f' at {jax.tree_util.keystr(path)}' if path else ''}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +69,19 @@ class Diffusion:
             event shape (*event). It is called once on all steps together, and inside a scan: declare parameters and
             modules outside it.
         decode: p(x^0 | x^1) as `decode(x1)`; by default the paper's fixed last step, `kernel.step(x1, 1)`.
+        context: What is given beside each datum, such as a label or a measurement: an array or a pytree, whose leaves
+            begin with the batch's shape. Then `reverse(xt, t, c)` and `decode(x1, c)` get it beside x, of x's batch,
+            however steps, particles or blocks rearrange that. From the record itself both are called without it.
 
     Attributes:
         has_fixed_last_step: Whether `decode` is the default.
 
     Raises:
-        TypeError: the kernel lacks a part, or `reverse` or `decode` is not callable or returns no NumPyro distribution.
-        ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support; or it, or a law of the
-            kernel, declares sites of its own.
+        TypeError: the kernel lacks a part, `reverse` or `decode` is not callable or returns no NumPyro distribution, or
+            the context is no pytree of arrays.
+        ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support, as one does that closes
+            over something of the data's batch; it, or a law of the kernel, declares sites of its own; the context holds
+            NaN or infinity. With a context the first of these are said where its batch is known, at the statement.
 
     Source: Sohl-Dickstein et al. 2015, section 2; the fixed last step is that of section 2.3 ("edge effect").
     """
@@ -45,6 +89,7 @@ class Diffusion:
     kernel: Kernel
     reverse: Reverse
     decode: Decode = None  # type: ignore[assignment]
+    context: Any = None
     has_fixed_last_step: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,18 +100,83 @@ class Diffusion:
             raise TypeError(
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
-        state = _state(self.kernel)
-        _require_laws(self.kernel, state, "step")
+        _require_laws(self.kernel, _state(self.kernel, _BATCHES[0]), "step")
         if self.decode is None:
             object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, 1))
             object.__setattr__(self, "has_fixed_last_step", True)
-        elif callable(self.decode):
-            _require_step(self.kernel, state, lambda x, t: self.decode(x), "decode")
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(self, name)).__name__}.")
-        if self.num_steps > 1:
-            _require_step(self.kernel, state, self.reverse, "reverse")
+        if self.context is not None:
+            object.__setattr__(self, "context", _arrays(self.context))
+            self._see(self.context, None)
+        else:
+            self._try({"reverse": self.reverse, "decode": lambda x, t: self.decode(x)})
+
+    def of_batch(self, batch_shape: tuple[int, ...]) -> "Diffusion":
+        """The same, its context known to belong to a batch of data; it is tried there for the first time.
+
+        Args:
+            batch_shape: Shape of the batch, with which every leaf of the context begins.
+
+        Raises:
+            TypeError, ValueError: a leaf does not; or `reverse` or `decode` returns something wrong (see `Diffusion`).
+        """
+        if self.context is None:
+            return self
+        _require_beside(self.context, batch_shape)
+        dims = len(batch_shape)
+
+        def foreign(law: Any) -> Reverse:
+            """A law beside states and contexts of another batch than the data's: closing over theirs is refused."""
+
+            def tried(x: Array, t: Array) -> dist.Distribution:
+                batch = x.shape[: x.ndim - len(self.event_shape)]
+                context = jax.tree.map(lambda leaf: jnp.zeros(batch + leaf.shape[dims:], leaf.dtype), self.context)
+                return law.function(x, *t, context)
+
+            return tried
+
+        laws = {"reverse": lambda x, t: foreign(self.reverse)(x, (t,))}
+        if not self.has_fixed_last_step:
+            laws["decode"] = lambda x, t: foreign(self.decode)(x, ())
+        self._try(laws)
+        return self.beside(self.context, batch_shape)
+
+    def beside(self, context: Any, batch_shape: tuple[int, ...] | None = None) -> "Diffusion":
+        """The same with another context, of the same structure: of other data, or of some of the same in another order.
+
+        Args:
+            context: As in `Diffusion`.
+            batch_shape: Shape of its batch, where states may have more dimensions in front; by default they have none.
+        """
+        if self.context is None:
+            return self
+        other = copy.copy(self)
+        other._see(context, batch_shape)
+        return other
+
+    def _see(self, context: Any, batch_shape: tuple[int, ...] | None) -> None:
+        object.__setattr__(self, "context", context)
+        for name in ("reverse",) if self.has_fixed_last_step else ("reverse", "decode"):
+            law = getattr(self, name)
+            function = law.function if isinstance(law, _Seeing) else law
+            object.__setattr__(self, name, _Seeing(function, context, len(self.event_shape), batch_shape))
+
+    def _try(self, laws: dict[str, Reverse]) -> None:
+        """Runs the steps on shapes alone, for batches of two sizes, as what closes over the data's fits one at most."""
+        if self.has_fixed_last_step:
+            laws = {name: law for name, law in laws.items() if name != "decode"}
+        if self.num_steps == 1:
+            laws = {name: law for name, law in laws.items() if name != "reverse"}
+        for batch in _BATCHES:
+            for name, law in laws.items():
+                _require_step(self.kernel, batch, law, name)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...] | None:
+        """Shape of the batch that the context belongs to; () without one, and None where it is not known yet."""
+        return self.reverse.batch_shape if isinstance(self.reverse, _Seeing) else ()
 
     @property
     def num_steps(self) -> int:
@@ -79,10 +189,10 @@ class Diffusion:
         return self.kernel.event_shape
 
 
-Definition = Callable[[], Diffusion]  # declares parameters, as a program does, and returns the record
+Definition = Callable[..., Diffusion]  # declares parameters, as a program does, and returns the record; of a context
 
 
-_BATCH = (3, 2)  # of states that steps are tried on
+_BATCHES = (3, 2), (5, 7)  # of states that steps are tried on
 
 
 def require_laws(kernel: Kernel, *names: str) -> None:
@@ -95,26 +205,52 @@ def require_laws(kernel: Kernel, *names: str) -> None:
     Raises:
         ValueError: a law declares sites.
     """
-    _require_laws(kernel, _state(kernel), *names)
+    _require_laws(kernel, _state(kernel, _BATCHES[0]), *names)
 
 
 def _require_laws(kernel: Kernel, state: Any, *names: str) -> None:
-    t = jax.ShapeDtypeStruct(_BATCH[-1:], jnp.int32)
+    t = jax.ShapeDtypeStruct(_BATCHES[0][-1:], jnp.int32)
     for name in names:
         if hasattr(kernel, name):
             arguments = (state, state, t) if name == "posterior" else (state, t)
             _returned(getattr(kernel, name), *arguments, name=f"kernel.{name}")
 
 
-def _state(kernel: Kernel) -> Any:
+def _state(kernel: Kernel, batch: tuple[int, ...]) -> Any:
     """Shape and type of a batch of states."""
     stationary = kernel.stationary()
-    return jax.eval_shape(lambda key: stationary.sample(key, _BATCH), jax.random.key(0))
+    return jax.eval_shape(lambda key: stationary.sample(key, batch), jax.random.key(0))
+
+
+def _arrays(context: Any) -> Any:
+    """A context as a pytree of arrays, or a clear error; values are checked where they are known."""
+    leaves, structure = jax.tree.flatten(context)
+    if not leaves:
+        raise TypeError(f"Expected `context` to be an array or a pytree of arrays; got {context!r}, which holds none.")
+    arrays = []
+    for leaf in leaves:
+        try:
+            array = jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            kind = type(leaf).__name__
+            raise TypeError(f"Expected `context` to be a pytree of arrays; got a {kind} in it.") from error
+        if is_concrete(array) and jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(np.asarray(array)).all():
+            raise ValueError(f"Expected a finite `context`; got NaN or infinity in a leaf of shape {array.shape}.")
+        arrays.append(array)
+    return jax.tree.unflatten(structure, arrays)
 
 
 def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
     """Runs a law on shapes alone, and returns what it does; one that declares sites is refused."""
-    result, sites = trace_shapes(law, *arguments)
+    try:
+        result, sites = trace_shapes(law, *arguments)
+    except (TypeError, ValueError) as error:
+        if "ncompatible shapes" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected `{name}` to work for states of any batch shape; for {arguments[0].shape} it fails: {error} What "
+            "goes with each datum, such as a label, is its Diffusion's `context`, not something to close over."
+        ) from error
     if sites:
         raise ValueError(
             f"Expected `{name}` to be a plain function of its arguments; it declares the sites {list(sites)}. Inside a "
@@ -123,9 +259,9 @@ def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
     return result
 
 
-def _require_step(kernel: Kernel, state: Any, step: Reverse, name: str) -> None:
-    """Runs a reverse step on shapes alone, for one batch of two dimensions, and says what is wrong with its result."""
-    batch, stationary = _BATCH, kernel.stationary()
+def _require_step(kernel: Kernel, batch: tuple[int, ...], step: Reverse, name: str) -> None:
+    """Runs a reverse step on shapes alone, for a batch of two dimensions, and says what is wrong with its result."""
+    state, stationary = _state(kernel, batch), kernel.stationary()
     result = _returned(step, state, jax.ShapeDtypeStruct(batch[-1:], jnp.int32), name=name)
     if not isinstance(result, dist.Distribution):
         raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.")
@@ -138,7 +274,8 @@ def _require_step(kernel: Kernel, state: Any, step: Reverse, name: str) -> None:
     if result.batch_shape != batch:
         raise ValueError(
             f"Expected `{name}` to return batch shape {batch} for x of shape {state.shape} and t of {batch[-1:]}; "
-            f"got {result.batch_shape}. It must work for any batch shape, with t broadcast against it."
+            f"got {result.batch_shape}. It must work for any batch shape, with t broadcast against it: what goes with "
+            "each datum, such as a label, is its Diffusion's `context`."
         )
     if result.support.is_discrete != stationary.support.is_discrete:
         kinds = {True: "discrete", False: "continuous"}

@@ -131,11 +131,13 @@ def _reverse_terms(statement: Statement, *, size: int | None, weight: Weight | N
     x1 = _point(f"{name}_first", given, _built_for(kernel, size, weight))
     numpyro.sample(f"{name}_last", kernel.stationary())
     if kernel.num_steps > 1:
-        t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
+        batch_shape = _batch_shape(kernel, x1)
+        diffusion = statement.diffusion.beside(statement.diffusion.context, batch_shape)
+        t = _draw_steps(name, kernel, batch_shape, size)
         with _plate(name, t):
             xt = _point(f"{name}_at", given)
             with _counted(kernel, t, weight):
-                numpyro.sample(f"{name}_before", statement.diffusion.reverse(xt, t))
+                numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
     return decode(statement, x1)
 
 

@@ -98,7 +98,7 @@ def _data(data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:
     return data
 
 
-def instantiate(definition: Definition, params: Mapping[str, Any]) -> Diffusion:
+def instantiate(definition: Definition, params: Mapping[str, Any], *, context: Any = None) -> Diffusion:
     """Runs a program's definition with its parameters put in.
 
     Works inside `jax.jit` with traced parameters; no message reaches the handlers around it.
@@ -106,12 +106,14 @@ def instantiate(definition: Definition, params: Mapping[str, Any]) -> Diffusion:
     Args:
         definition: The function that declares parameters and modules, and returns a `dpm_ppl.Diffusion`.
         params: Value of each parameter by name, as `SVI.get_params` gives them; other names are ignored.
+        context: What a definition of one argument is of: an array or pytree whose leaves begin with the batch's shape.
 
     Returns:
         The diffusion with these parameters.
 
     Raises:
-        TypeError: `diffusion` is no function, or returns something else; `params` is no mapping.
+        TypeError: `definition` is no function, or returns something else; it takes a context and none is given, or the
+            other way round; `params` is no mapping.
         ValueError: a parameter is missing or of another structure or shape, or the definition samples a latent that has
             no value.
     """
@@ -122,13 +124,31 @@ def instantiate(definition: Definition, params: Mapping[str, Any]) -> Diffusion:
         )
     if not isinstance(params, Mapping):
         raise TypeError(f"Expected `params` to be a dictionary of parameters by name; got {type(params).__name__}.")
-    require_params(_declared(definition), params)
-    return _checked(trace_quietly(definition, params=params)[0])
+    given = () if context is None else (context,)
+    _require_context(definition, *given)
+    require_params(_declared(definition, *given), params)
+    built = _checked(trace_quietly(definition, *given, params=params)[0])
+    if context is not None and built.context is None:
+        raise TypeError(
+            "Expected a definition of a context to return a Diffusion that has it, Diffusion(kernel, reverse, "
+            "context=c); got one without: a context that is closed over does not follow its data."
+        )
+    return built
 
 
-def _declared(definition: Definition) -> dict[str, tuple[str, Any]]:
+def _require_context(definition: Definition, *given: Any) -> None:
+    try:
+        inspect.signature(definition).bind(*given)
+    except TypeError as error:
+        raise TypeError(
+            f"Expected `definition` to take {'the context' if given else 'no argument, as no context is given'}; "
+            f"{error}. {'Leave `context` out.' if given else 'Give `context`, one for each datum.'}"
+        ) from error
+
+
+def _declared(definition: Definition, *given: Any) -> dict[str, tuple[str, Any]]:
     """Kind and abstract value of every parameter and latent that a definition declares, by name."""
-    result, sites = trace_shapes(definition)
+    result, sites = trace_shapes(definition, *given)
     _checked(result)
     needed = {name: site for name, site in sites.items() if site["type"] in ("param", "sample")}
     return {name: (site["type"], site["value"]) for name, site in needed.items() if not site.get("is_observed")}

@@ -60,7 +60,10 @@ class Statement:
         if not isinstance(self.diffusion, Diffusion):
             raise TypeError(f"Expected a dpm_ppl.Diffusion; got {type(self.diffusion).__name__}.")
         if self.x0 is not None:
-            object.__setattr__(self, "x0", require_data(self.diffusion.kernel, self.x0))
+            x0 = require_data(self.diffusion.kernel, self.x0)
+            object.__setattr__(self, "x0", x0)
+            batch_shape = x0.shape[: x0.ndim - len(self.diffusion.event_shape)]
+            object.__setattr__(self, "diffusion", self.diffusion.of_batch(batch_shape))
 
 
 def forward_chain(name: str, diffusion: Diffusion, x0: ArrayLike) -> None:

@@ -1,14 +1,17 @@
 """Arguments checked before any work: flags, batches, pairs, each check written once."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.diffusion import require_data
+from dpm_ppl.diffusion import Definition, Diffusion, require_data
 from dpm_ppl.kernels.kernel import Kernel
+from dpm_ppl.programs import instantiate
 
 
 def require_batch(kernel: Kernel, x0: ArrayLike) -> Array:
@@ -20,6 +23,23 @@ def require_batch(kernel: Kernel, x0: ArrayLike) -> Array:
             f"{kernel.event_shape}; got {x0.shape}. Use x0[None] for a single datum, x0.reshape(-1, *event) for more."
         )
     return x0
+
+
+def given_beside(
+    definition: Definition, params: Mapping[str, Any], x0: ArrayLike, context: Any
+) -> tuple[Diffusion, Array, Any]:
+    """A program's diffusion, its data, and what is given beside them, as arrays that fit together; or a clear error.
+
+    Args:
+        definition: A program's `diffusion`.
+        params: Parameters by name.
+        x0: Data, shape (num_data, *event).
+        context: What a definition of one argument is of, leaves of shape (num_data, ...); None for one of none.
+    """
+    context = jax.tree.map(jnp.asarray, context)
+    built = instantiate(definition, params, context=context)
+    x0 = require_batch(built.kernel, x0)
+    return built.of_batch(x0.shape[:1]), x0, context
 
 
 def require_pair(data: ArrayLike, samples: ArrayLike, *, at_least: int) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Minibatches: the batch of an iteration, a function of a random key and the iteration, drawn in a compiled loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
+
+
+def called(program: Callable[..., Any], batch: Any, *args: Any) -> Any:
+    """Runs a program on a batch as it takes it: an array, the parts of a tuple, or those of a dictionary by name."""
+    if isinstance(batch, dict):
+        return program(*args, **batch)
+    return program(*batch, *args) if isinstance(batch, tuple) else program(batch, *args)
 
 
 class Batches(Protocol):
@@ -29,46 +37,46 @@ class Batches(Protocol):
         """What `draw` carries from iteration to iteration, for a loop that begins at `iteration`."""
 
     def draw(self, source: Any, iteration: Array, carried: Any) -> tuple[Any, Array, Array]:
-        """The carried value, the batch of shape (batch_size, *event), and the indices of its data, (batch_size,)."""
+        """The carried value, the batch, leaves of (batch_size, *event), and the indices of its data, (batch_size,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayBatches:
-    """Batches of an array, each datum at most once an epoch, in an order of its own.
+    """Batches of arrays, each datum at most once an epoch, in an order of its own.
 
     What does not fill a batch is left out until the next epoch. A batch of all the data keeps their order.
 
     Args:
-        source: Data, shape (num_data, *event).
+        source: Data, shape (num_data, *event); or a tuple or dictionary of such.
         batch_size: Number of data in a batch, at most num_data.
         key: Random key.
     """
 
-    source: Array
+    source: Any
     batch_size: int
     key: Array
 
     @property
     def num_data(self) -> int:
         """Number of data in all."""
-        return len(self.source)
+        return len(jax.tree.leaves(self.source)[0])
 
     @property
     def _per_epoch(self) -> int:
         return self.num_data // self.batch_size
 
-    def start(self, source: Array, iteration: Array) -> Array:
+    def start(self, source: Any, iteration: Array) -> Array:
         """The order of the epoch that `iteration` belongs to, shape (num_data,)."""
         if self.batch_size == self.num_data:
             return jnp.arange(self.num_data)
-        return jax.random.permutation(jax.random.fold_in(self.key, iteration // self._per_epoch), len(source))
+        return jax.random.permutation(jax.random.fold_in(self.key, iteration // self._per_epoch), self.num_data)
 
-    def draw(self, source: Array, iteration: Array, carried: Array) -> tuple[Array, Array, Array]:
+    def draw(self, source: Any, iteration: Array, carried: Array) -> tuple[Array, Any, Array]:
         """The batch of an iteration; `carried` is the order of its epoch, or of the one before at the first batch."""
         place = iteration % self._per_epoch
         order = lax.cond(place == 0, lambda: self.start(source, iteration), lambda: carried)
         indices = lax.dynamic_slice_in_dim(order, place * self.batch_size, self.batch_size)
-        return order, jnp.take(source, indices, axis=0), indices
+        return order, jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0), source), indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +109,8 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
     """Batches of data, or a clear error.
 
     Args:
-        data: Array of shape (num_data, *event), or a NumPyro distribution of batch shape ().
+        data: Array of shape (num_data, *event), a tuple or dictionary of such, or a NumPyro distribution of batch shape
+            ().
         batch_size: Number of data in a batch.
         key: Random key.
 
@@ -110,8 +119,8 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
 
     Raises:
         TypeError: data is neither, or holds something else than numbers.
-        ValueError: the array is empty, has fewer data than a batch, or holds NaN or infinity; the distribution has a
-            batch shape.
+        ValueError: an array is empty, has fewer data than a batch, or holds NaN or infinity; arrays differ in length;
+            the distribution has a batch shape.
     """
     if isinstance(data, dist.Distribution):
         if data.batch_shape:
@@ -121,6 +130,17 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
                 "its members."
             )
         return FreshBatches(data, batch_size, key)
+    if isinstance(data, dict) or isinstance(data, tuple) and any(np.ndim(part) > 0 for part in data):
+        parts = data if isinstance(data, dict) else dict(enumerate(data))
+        arrays = {name: _checked(part, batch_size) for name, part in parts.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"Expected arrays of one length, one entry for each datum, in `data`; got {lengths}.")
+        return ArrayBatches(arrays if isinstance(data, dict) else tuple(arrays.values()), batch_size, key)
+    return ArrayBatches(_checked(data, batch_size), batch_size, key)
+
+
+def _checked(data: Any, batch_size: int) -> Array:
     try:
         array = np.asarray(data)
     except (TypeError, ValueError) as error:
@@ -144,4 +164,4 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
             f"Expected `data` to be finite; got NaN or infinity in {bad.sum()} data, the first at "
             f"{int(np.argmax(bad))}."
         )
-    return ArrayBatches(jnp.asarray(array), batch_size, key)
+    return jnp.asarray(array)

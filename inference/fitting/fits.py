@@ -52,7 +52,7 @@ class Fit:
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    data: ArrayLike | dist.Distribution,
+    data: ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...] | dist.Distribution,
     *,
     key: Array,
     num_iterations: int,
@@ -83,10 +83,12 @@ def fit(
     `numpyro.plate("data", num_data, subsample_size=len(x0))`: it gets the batch as its subsample, and the right scale.
 
     Args:
-        model: Model of `(x0, *args)`, x0 a batch of shape (batch_size, *event).
+        model: Model of `(x0, *args)`, x0 a batch of shape (batch_size, *event); of a tuple of data it gets each part,
+            `(*parts, *args)`, and of a dictionary each by its name.
         guide: Guide of the same.
         data: All data, shape (num_data, *event), finite, of which batches are drawn epoch by epoch without
-            replacement; or a NumPyro distribution, of which every batch is drawn anew.
+            replacement; a tuple or dictionary of arrays of one length, such as data and what is given beside them; or a
+            NumPyro distribution, of which every batch is drawn anew.
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
         batch_size: Number of data in a batch.
@@ -141,7 +143,7 @@ class _Options:
     began: float
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    data: ArrayLike | dist.Distribution
+    data: Any
     key: Array
     num_iterations: int
     batch_size: int
@@ -330,5 +332,6 @@ def _describe_data(data: Any, batches: Batches) -> str:
     """Data in a line: a distribution's type and event shape; an array's dtype, shape and hash."""
     if isinstance(data, dist.Distribution):
         return f"{type(data).__name__} of event shape {list(data.event_shape)}"
-    array = np.ascontiguousarray(batches.source)
-    return f"{array.dtype}{list(array.shape)} sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(batches.source)]
+    described = [f"{a.dtype}{list(a.shape)} sha256 {hashlib.sha256(a.tobytes()).hexdigest()[:16]}" for a in arrays]
+    return ", ".join(described)

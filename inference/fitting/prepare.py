@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from numpyro.infer.svi import SVIState
 from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import require_data
-from dpm_ppl.inference.fitting.batches import Batches
+from dpm_ppl.inference.fitting.batches import Batches, called
 from dpm_ppl.kernels.kernel import Kernel
 
 Program = Callable[..., Any]
@@ -69,7 +70,7 @@ def prepare(
     read = _Reader(x0)
     with warnings.catch_warnings(record=True) as caught, read:
         warnings.simplefilter("always")
-        svi = SVI(model, guide, optimizer(1), loss)
+        svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
         state = svi.init(key, x0, *args)
     for warning in caught:
         # A chain's own discrete states are right: its guide has no parameters, and NumPyro can't know that.
@@ -80,8 +81,9 @@ def prepare(
             "Expected a program with parameters to fit; model and guide declare none with numpyro.param or a module."
         )
     if batches.num_data is not None:
-        for kernel in read.kernels:
-            require_data(kernel, batches.source)
+        leaves = jax.tree.leaves(batches.source)
+        for kernel, leaf in read.kernels:
+            require_data(kernel, leaves[leaf])
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn  # what init leaves behind
@@ -90,11 +92,11 @@ def prepare(
 
 @dataclass(eq=False)
 class _Reader(Messenger):
-    """Reads a program's plates, the kernels of chains on the batch itself, and discrete latents beside chains."""
+    """Reads a program's plates, the kernels of chains on a leaf of the batch, and discrete latents beside chains."""
 
-    x0: Array
+    x0: Any
     plates: dict[str, tuple[int, int | None]] = field(default_factory=dict)
-    kernels: list[Kernel] = field(default_factory=list)
+    kernels: list[tuple[Kernel, int]] = field(default_factory=list)
     discrete: list[str] = field(default_factory=list)
     _inside: int = 0
 
@@ -105,8 +107,8 @@ class _Reader(Messenger):
         if msg["type"] in ("forward_chain", "reverse_chain"):
             self._inside += 1
             statement = msg["statement"]
-            if statement.x0 is self.x0:
-                self.kernels.append(statement.diffusion.kernel)
+            leaves = jax.tree.leaves(self.x0)
+            self.kernels += [(statement.diffusion.kernel, i) for i, leaf in enumerate(leaves) if leaf is statement.x0]
         elif msg["type"] == "plate" and not self._inside:
             self.plates[msg["name"]] = msg["args"]
         elif msg["type"] == "sample" and not self._inside and not msg["is_observed"] and msg["fn"].support.is_discrete:
@@ -133,9 +135,9 @@ def _data_plates(plates: dict[str, tuple[int, int | None]], batches: Batches) ->
 def _fed(program: Program, plates: list[str]) -> Program:
     """A program of (x0, indices) whose data plates have the batch as their subsample, for the right scale."""
 
-    def fed(batch: tuple[Array, Array], *args: Any) -> Any:
+    def fed(batch: tuple[Any, Array], *args: Any) -> Any:
         x0, indices = batch
         with handlers.substitute(data=dict.fromkeys(plates, indices)):
-            return program(x0, *args)
+            return called(program, x0, *args)
 
     return fed

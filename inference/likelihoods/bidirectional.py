@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array, random
+from jax import Array
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition
@@ -90,6 +92,7 @@ def sandwich(
     num_data: int,
     num_particles: int,
     block_size: int | None = None,
+    context: Any = None,
     progress: bool = True,
 ) -> Sandwich:
     """Two-sided bounds on the model's log likelihood of data simulated from it, never of data that are given.
@@ -105,6 +108,8 @@ def sandwich(
         num_data: Data to simulate.
         num_particles: Trajectories in each bound.
         block_size: Trajectories at a time, by default as many as fit in 1 GiB.
+        context: What a definition of one argument is of, one for each datum to simulate: an array or a pytree whose
+            leaves begin with num_data.
         progress: Whether to show a progress bar, where it takes more than a second.
 
     Returns:
@@ -118,13 +123,15 @@ def sandwich(
     Source: Grosse, Ghahramani and Adams 2015 (bidirectional Monte Carlo); for several trajectories Sobolev and Vetrov
         2019.
     """
-    built = instantiate(definition, params)
+    context = jax.tree.map(jnp.asarray, context)
+    built = instantiate(definition, params, context=context)
     require_count("num_data", num_data, at_least=1)
     require_count("num_particles", num_particles, at_least=1)
-    reverse_key, forward_key = random.split(key)
+    built = built.of_batch((num_data,))
+    reverse_key, forward_key = jax.random.split(key)
     _, blocks = run_in_blocks(
         reverse_weights,
-        *(definition, dict(params), reverse_key),
+        *(definition, dict(params), context, reverse_key),
         num_items=num_data,
         block_size=block_size,
         numbers_per_item=math.prod(built.event_shape),
@@ -143,6 +150,7 @@ def sandwich(
         key=forward_key,
         num_particles=num_particles,
         block_size=block_size,
+        context=context,
         progress=progress,
     )
     return Sandwich(x0, forward, own)

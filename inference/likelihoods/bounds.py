@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
-from dpm_ppl.inference.arguments import require_batch
+from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.entropy import entropy
 from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms
@@ -116,6 +116,7 @@ def bound(
     key: Array,
     num_samples: int = 1,
     block_size: int | None = None,
+    context: Any = None,
 ) -> Bound:
     """Lower bound on the log likelihood, term by term, every step of every datum evaluated.
 
@@ -130,6 +131,8 @@ def bound(
         key: Random key.
         num_samples: Samples of x^t for each datum and step.
         block_size: Data evaluated at a time, by default as many as fit comfortably; the draws do not depend on it.
+        context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
+            with num_data.
 
     Returns:
         The terms, in nats per datum.
@@ -140,8 +143,7 @@ def bound(
 
     Source: Sohl-Dickstein et al. 2015, eq. 14 and app. B, and the same without its replacement of cross-entropies.
     """
-    built = instantiate(definition, params)
-    x0 = require_batch(built.kernel, x0)
+    built, x0, context = given_beside(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
     num_data, num_dimensions = len(x0), math.prod(built.event_shape)
     if block_size is None:
@@ -157,9 +159,9 @@ def bound(
         rows = np.minimum(
             np.arange(start, start + block_size), num_data - 1
         )  # the last block is filled up: one compilation
-        blocks.append(
-            jax.device_get(bound_terms(definition, dict(params), x0[rows], keys[rows], num_samples=num_samples))
-        )
+        beside = jax.tree.map(lambda leaf, rows=rows: leaf[rows], context)
+        given = (dict(params), x0[rows], keys[rows], beside)
+        blocks.append(jax.device_get(bound_terms(definition, *given, num_samples=num_samples)))
     terms = {name: jnp.concatenate([block[name] for block in blocks])[:num_data] for name in blocks[0]}
     return Bound(
         **terms,
@@ -173,7 +175,7 @@ def bound(
 
 @partial(jax.jit, static_argnames=("definition", "num_samples"))
 def bound_terms(
-    definition: Definition, params: dict[str, Any], x0: Array, keys: Array, *, num_samples: int
+    definition: Definition, params: dict[str, Any], x0: Array, keys: Array, context: Any = None, *, num_samples: int
 ) -> dict[str, Array]:
     """Every array of `dpm_ppl.inference.Bound` that has a row for each datum, with one key for each.
 
@@ -182,23 +184,25 @@ def bound_terms(
         params: Parameters by name.
         x0: Data, shape (num_data, *event).
         keys: Random keys, shape (num_data,).
+        context: Context of each datum, leaves of shape (num_data, ...); or None.
         num_samples: Samples of x^t for each datum and step.
 
     Returns:
         Terms by name, in nats per datum, each of shape (num_data,), `kl` of shape (num_data, T - 1).
     """
-    built = instantiate(definition, params)
+    built = instantiate(definition, params, context=context)
     of_samples = _closed_form if has_closed_forms(built.kernel) else _trajectory
 
-    def of_datum(x0: Array, key: Array) -> dict[str, Array]:
-        terms = of_samples(built, jnp.broadcast_to(x0, (num_samples, *x0.shape)), key)
+    def of_datum(x0: Array, key: Array, context: Any) -> dict[str, Array]:
+        repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_samples, *leaf.shape)), context)
+        terms = of_samples(built.beside(repeated), jnp.broadcast_to(x0, (num_samples, *x0.shape)), key)
         elbo = terms["reconstruction"] - terms.pop("kl_sum") - terms["prior_matching"]
         variance = jnp.var(elbo, ddof=1) if num_samples > 1 else jnp.full((), jnp.nan, elbo.dtype)
         means = {name: jnp.mean(values, -1) for name, values in terms.items()}
         L_null = built.kernel.stationary().log_prob(x0)  # noqa: N806 - the paper's name
         return means | {"L_null": jnp.where(_is_infinite(L_null), -jnp.inf, L_null), "elbo_variance": variance}
 
-    return jax.vmap(of_datum)(x0, keys)
+    return jax.vmap(of_datum)(x0, keys, context)
 
 
 def _closed_form(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array]:

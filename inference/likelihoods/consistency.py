@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition
-from dpm_ppl.inference.arguments import require_batch
+from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.bounds import controlled_reconstruction, divergence
 from dpm_ppl.kernels.kernel import Kernel
 from dpm_ppl.kernels.scheduled import ScheduledKernel
@@ -65,7 +65,13 @@ class ConsistencyBound:
 
 
 def consistency_bound(
-    definition: Definition, x0: ArrayLike, *, params: Mapping[str, Any], key: Array, num_samples: int = 1
+    definition: Definition,
+    x0: ArrayLike,
+    *,
+    params: Mapping[str, Any],
+    key: Array,
+    num_samples: int = 1,
+    context: Any = None,
 ) -> ConsistencyBound:
     """Lower bound on the log likelihood by consistency terms, along forward trajectories of every datum.
 
@@ -80,6 +86,8 @@ def consistency_bound(
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
         num_samples: Trajectories of each datum.
+        context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
+            with num_data.
 
     Returns:
         The terms, in nats per datum.
@@ -90,24 +98,26 @@ def consistency_bound(
 
     Source: Luo 2022, eq. 45, with its expectations over x^t put right.
     """
-    x0 = require_batch(instantiate(definition, params).kernel, x0)
+    _, x0, context = given_beside(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
     keys = jax.random.split(key, len(x0))
     return ConsistencyBound(
-        **_terms(definition, dict(params), x0, keys, num_samples=num_samples), num_samples=num_samples
+        **_terms(definition, dict(params), x0, keys, context, num_samples=num_samples), num_samples=num_samples
     )
 
 
 @partial(jax.jit, static_argnames=("definition", "num_samples"))
 def _terms(
-    definition: Definition, params: dict[str, Any], x0: Array, keys: Array, *, num_samples: int
+    definition: Definition, params: dict[str, Any], x0: Array, keys: Array, context: Any, *, num_samples: int
 ) -> dict[str, Array]:
-    built = instantiate(definition, params)
+    of_all = instantiate(definition, params, context=context)
 
     def variance(values: Array) -> Array:
         return jnp.var(values, ddof=1) if num_samples > 1 else jnp.full((), jnp.nan, values.dtype)
 
-    def of_datum(x0: Array, key: Array) -> dict[str, Array]:
+    def of_datum(x0: Array, key: Array, context: Any) -> dict[str, Array]:
+        repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_samples, *leaf.shape)), context)
+        built = of_all.beside(repeated)
         start = jnp.broadcast_to(x0, (num_samples, *x0.shape))
         first_key = jax.random.fold_in(key, 1)
         x1 = built.kernel.step(start, 1).sample(first_key)
@@ -142,7 +152,7 @@ def _terms(
             "elbo_variance": variance(elbo - prior_matching),
         }
 
-    return jax.vmap(of_datum)(x0, keys)
+    return jax.vmap(of_datum)(x0, keys, context)
 
 
 def _bridge(kernel: Kernel, before: Array, after: Array, t: Array) -> Any:

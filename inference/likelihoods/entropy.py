@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition
-from dpm_ppl.inference.arguments import require_batch
+from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.programs import instantiate
 
@@ -33,7 +33,13 @@ class EntropyBounds:
 
 
 def entropy_bounds(
-    definition: Definition, x0: ArrayLike, *, params: Mapping[str, Any], key: Array, num_samples: int = 1
+    definition: Definition,
+    x0: ArrayLike,
+    *,
+    params: Mapping[str, Any],
+    key: Array,
+    num_samples: int = 1,
+    context: Any = None,
 ) -> EntropyBounds:
     """Lower and upper bounds on the entropy of each reverse step of the true reverse process.
 
@@ -43,6 +49,8 @@ def entropy_bounds(
         params: Parameters by name.
         key: Random key.
         num_samples: States x^(t-1) drawn per datum and step; the Gaussian kernel's entropies need none.
+        context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
+            with num_data.
 
     Returns:
         The bounds, averaged over the data, in nats per datum.
@@ -53,22 +61,22 @@ def entropy_bounds(
 
     Source: Sohl-Dickstein et al. 2015, eq. 24 and app. A.
     """
-    kernel = instantiate(definition, params).kernel
-    x0 = require_batch(kernel, x0)
+    built, x0, context = given_beside(definition, params, x0, context)
+    kernel = built.kernel
     num_samples = require_count("num_samples", num_samples)
     if not has_marginal(kernel):
         raise TypeError(
             f"Expected a kernel with `marginal`, whose entropy eq. 24 needs; {type(kernel).__name__} has none. Give it "
             "`marginal(x0, t)`, the distribution of x^t given x^0."
         )
-    return EntropyBounds(*_bounds(definition, dict(params), x0, key, num_samples=num_samples))
+    return EntropyBounds(*_bounds(definition, dict(params), x0, key, context, num_samples=num_samples))
 
 
 @partial(jax.jit, static_argnames=("definition", "num_samples"))
 def _bounds(
-    definition: Definition, params: dict[str, Any], x0: Array, key: Array, *, num_samples: int
+    definition: Definition, params: dict[str, Any], x0: Array, key: Array, context: Any, *, num_samples: int
 ) -> tuple[Array, Array]:
-    kernel: Any = instantiate(definition, params).kernel  # has `marginal`, as was checked
+    kernel: Any = instantiate(definition, params, context=context).kernel  # has `marginal`, as was checked
 
     def at_step(t: Array) -> tuple[Array, Array]:
         keys = jax.random.split(jax.random.fold_in(key, t), 4)

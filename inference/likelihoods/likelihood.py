@@ -15,11 +15,10 @@ from scipy.special import log_softmax, stdtrit
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
-from dpm_ppl.inference.arguments import require_batch
+from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import arviz, is_arviz_1, record, variable, write
-from dpm_ppl.programs import instantiate
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +180,7 @@ def log_likelihood(
     num_particles: int,
     block_size: int | None = None,
     num_trajectories: int = 0,
+    context: Any = None,
     progress: bool = True,
 ) -> Likelihood:
     """Log likelihood of each datum by importance sampling over forward trajectories.
@@ -199,6 +199,8 @@ def log_likelihood(
         block_size: Trajectories at a time, over data and particles, by default as many as fit in 1 GiB.
         num_trajectories: Particles of which the trajectories are kept, the first of each datum; they take memory for
             all T.
+        context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
+            with num_data.
         progress: Whether to show a progress bar, where it takes more than a second.
 
     Returns:
@@ -211,8 +213,7 @@ def log_likelihood(
 
     Source: Sohl-Dickstein et al. 2015, eq. 9; Neal 2001.
     """
-    built = instantiate(definition, params)
-    x0 = require_batch(built.kernel, x0)
+    built, x0, context = given_beside(definition, params, x0, context)
     require_count("num_particles", num_particles, at_least=1)
     require_count("num_trajectories", num_trajectories, at_least=0)
     if num_trajectories > num_particles:
@@ -222,7 +223,7 @@ def log_likelihood(
     def run(num: int, *, keep: bool) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
         return run_in_blocks(
             forward_weights,
-            *(definition, dict(params), x0, key),
+            *(definition, dict(params), x0, context, key),
             num_items=num * num_data,
             block_size=block_size,
             numbers_per_item=num_numbers * (built.num_steps if keep else 1),

@@ -21,7 +21,7 @@ from jax import Array
 from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
-from dpm_ppl.diffusion import Definition
+from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.programs import instantiate
 
 Total = tuple[Array, Array, Array]  # running sum, what its rounding lost, and the first step that made it NaN or +inf
@@ -32,6 +32,7 @@ def forward_weights(
     definition: Definition,
     params: dict[str, Any],
     x0: Array,
+    context: Any,
     key: Array,
     index: Array,
     real: Array,
@@ -45,6 +46,7 @@ def forward_weights(
         definition: A program's definition.
         params: Parameters by name.
         x0: All data, shape (num_data, *event).
+        context: Context of each, leaves of shape (num_data, ...); or None.
         key: Random key; trajectory i of the result depends on it and on index[i] alone.
         index: Trajectories to run, particle * num_data + datum, shape (size,).
         real: Which of them count in the sums over the block, shape (size,).
@@ -57,7 +59,8 @@ def forward_weights(
         (T - 1,), the sum of -log p(x^(t-1)|x^t) over the block for t = 2..T; with `keep` also `trajectory`, shape
         (size, T, *event).
     """
-    built = instantiate(definition, params)
+    context = jax.tree.map(lambda leaf: leaf[index % num_data], context)
+    built = instantiate(definition, params, context=context)
     kernel = built.kernel
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i % num_data), i // num_data))(index)
     x0 = x0[index % num_data]
@@ -90,13 +93,14 @@ def forward_weights(
 
 @partial(jax.jit, static_argnames=("definition",))
 def reverse_weights(
-    definition: Definition, params: dict[str, Any], key: Array, index: Array, real: Array
+    definition: Definition, params: dict[str, Any], context: Any, key: Array, index: Array, real: Array
 ) -> dict[str, Array]:
     """Data drawn from the model, and the log weights of the reverse trajectories that made them.
 
     Args:
         definition: A program's definition.
         params: Parameters by name.
+        context: Context of each datum, leaves of shape (num_data, ...); or None.
         key: Random key; datum i of the result depends on it and on index[i] alone.
         index: Data to draw, shape (size,).
         real: Not used: nothing is summed over the block.
@@ -105,29 +109,30 @@ def reverse_weights(
         `x0`, shape (size, *event), and `log_weight`, `lost` and `bad_step` as of `forward_weights`.
     """
     del real
-    built = instantiate(definition, params)
+    context = jax.tree.map(lambda leaf: leaf[index], context)
+    built = instantiate(definition, params, context=context)
     kernel, num_steps = built.kernel, built.num_steps
     keys = jax.vmap(partial(jax.random.fold_in, key))(index)
 
-    def draw(law: Callable[[Array], Any], t: Array | int, x: Array) -> tuple[Array, Array]:
+    def draw(law: Callable[[Diffusion, Array], Any], t: Array | int, x: Array) -> tuple[Array, Array]:
         """One state back from each x, and its log density: the network is run once for both."""
 
-        def one(x: Array, key: Array) -> tuple[Array, Array]:
-            back = law(x)
+        def one(x: Array, key: Array, context: Any) -> tuple[Array, Array]:
+            back = law(built.beside(context), x)
             before = back.sample(jax.random.fold_in(key, t))
             return before, back.log_prob(before)
 
-        return jax.vmap(one)(x, keys)
+        return jax.vmap(one)(x, keys, context)
 
     def step(carry: tuple[Array, Total], t: Array) -> tuple[tuple[Array, Total], None]:
         xt, total = carry
-        before, log_reverse = draw(lambda x: built.reverse(x, t), t, xt)
+        before, log_reverse = draw(lambda one, x: one.reverse(x, t), t, xt)
         return (before, _add(total, log_reverse - kernel.step(before, t).log_prob(xt), t)), None
 
-    last, log_prior = draw(lambda _: kernel.stationary(), num_steps + 1, index)
+    last, log_prior = draw(lambda one, _: kernel.stationary(), num_steps + 1, index)
     total = _add(_zero(len(index)), log_prior, num_steps + 1)
     (x1, total), _ = _scan(step, (last, total), jnp.arange(num_steps, 1, -1))
-    x0, log_decode = draw(built.decode, 1, x1)
+    x0, log_decode = draw(lambda one, x: one.decode(x), 1, x1)
     return {"x0": x0} | _result(_add(total, log_decode - kernel.step(x0, 1).log_prob(x1), 1))
 
 
