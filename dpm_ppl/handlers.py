@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from dpm_ppl.arguments import require_count
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.kernels.kernel import Kernel, has_closed_forms
 from dpm_ppl.statements import Statement, decode, decode_first
@@ -52,13 +52,9 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
     """
 
     def __init__(self, fn: Callable[..., Any] | None = None, *, size: int | None, weight: Weight | None = None) -> None:
-        if size is not None and (not isinstance(size, int | np.integer) or isinstance(size, bool)):
-            raise TypeError(f"Expected `size`, a number of steps, to be an integer or None; got {size!r}.")
-        if size is not None and size < 1:
-            raise ValueError(f"Expected `size` to be at least 1; got {size}.")
         if weight is not None and not callable(weight):
             raise TypeError(f"Expected `weight` to be a function of (kernel, t), or None; got {weight!r}.")
-        self.size = size
+        self.size = None if size is None else require_count("size", size)
         self.weight = weight
         super().__init__(fn)
 

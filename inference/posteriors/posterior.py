@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from dpm_ppl.arguments import require_count
 from dpm_ppl.inference.psis import psis
 from dpm_ppl.inference.records import record, variable, write
 
@@ -87,8 +88,7 @@ class Posterior:
             ValueError: num is less than 1, or this is a batch of posteriors.
         """
         self._check_single()
-        if num < 1:
-            raise ValueError(f"Expected `num` to be at least 1; got {num}.")
+        num = require_count("num", num)
         return self.samples[jax.random.categorical(key, self.log_weight, shape=(num,))]
 
     def check(self) -> None:
@@ -264,8 +264,7 @@ def _draws(posterior: Posterior, key: Array, num: int) -> tuple[Array, dict[str,
     """Data and latent variables with equal weights: particles resampled systematically, in their order."""
     from dpm_ppl.inference.posteriors.resampling import systematic
 
-    if num < 1:
-        raise ValueError(f"Expected `num` to be at least 1; got {num}.")
+    num = require_count("num", num)
 
     def one(log_weight: Array, values: Any, key: Array) -> Any:
         rows = systematic(jax.nn.softmax(log_weight), key, num)

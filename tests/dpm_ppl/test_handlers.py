@@ -275,8 +275,8 @@ def test_bad_sizes():
     model, guide = dpm.single_chain(SHORT.diffusion)
     for size, error, message in (
         (0, ValueError, "`size` to be at least 1; got 0"),
-        (2.0, TypeError, "integer or None; got 2.0"),
-        (True, TypeError, "integer or None; got True"),
+        (2.0, TypeError, "`size` to be an integer; got 2.0"),
+        (True, TypeError, "`size` to be an integer; got True"),
     ):
         with pytest.raises(error, match=message):
             dpm.subsample_steps(model, size=size)
