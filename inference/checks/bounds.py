@@ -12,6 +12,7 @@ from jax import Array
 from numpyro.distributions import kl_divergence
 
 from dpm_ppl.chains import ForwardChain
+from dpm_ppl.distributions import layers_of
 from dpm_ppl.inference.checks.losses import elbo, num_steps_sampled
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.statistics import STANDARD_ERRORS, Estimate
@@ -162,12 +163,7 @@ def _analytic(chain: Chain) -> Finding:
 
 
 def _kinds(*laws: Any) -> str:
-    names = []
-    for law in laws:
-        while hasattr(law, "base_dist"):
-            law = law.base_dist
-        names.append(type(law).__name__)
-    return " || ".join(names)
+    return " || ".join(type(layers_of(law)[-1]).__name__ for law in laws)
 
 
 _CLOSE = 4.0  # standard errors, within which a forgotten term explains a difference
