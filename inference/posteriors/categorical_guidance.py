@@ -19,7 +19,7 @@ NAME = "categorical"
 
 NEEDS = "marginal"
 
-LEAST_UNCERTAIN = 0.01  # share of Bayes' rule with all x^0 alike in the predicted x^0: a network may be wrong
+LEAST_UNCERTAIN = 0.05  # share of Bayes' rule with all x^0 alike in the predicted x^0: a network may be wrong
 
 LEAST_KNOWN = -30.0  # nats, of a known letter that cannot be: a twist is positive, and what has no chance has no part
 

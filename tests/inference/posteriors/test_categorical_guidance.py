@@ -76,7 +76,10 @@ def test_known_letters_are_kept_and_their_probability_counted():
 
 def test_a_known_letter_that_cannot_be_has_no_weight_and_leaves_the_rest_as_they_are():
     probs = np.array([[0.0, 0.3, 0.7], [0.2, 0.5, 0.3]])
-    p, known = dist.Categorical(probs=probs).to_event(1), (jnp.array([True, False]), jnp.array([0, 0]))
+    p = dist.Categorical(
+        logits=jnp.where(probs > 0, jnp.log(jnp.maximum(probs, 1e-9)), jnp.finfo(float).min / 4)
+    ).to_event(1)
+    known = jnp.array([True, False]), jnp.array([0, 0])  # "cannot be" is a finite number, as in kernels
 
     @jax.jit
     def run():
@@ -185,7 +188,7 @@ def test_a_step_is_guided_as_enumeration_over_the_datum_says(name):
     for t, x in ((2, [0, 1, 3, 2]), (4, [3, 3, 1, 0]), (5, [3, 3, 3, 3])):
         reach, post = many(steps)[t][:, x].T, backward(steps)[t, x]
         share = normalised(SHARE * (reach > 0))
-        predicted = 0.99 * share + 0.01 * normalised(reach)
+        predicted = 0.95 * share + 0.05 * normalised(reach)
         weight = predicted * np.exp(SLOPE)
         p, guided = (np.einsum("ik,ikj->ij", a, post) for a in (share, normalised(weight)))
         over = np.einsum("ik,ikj->ij", predicted, post)
@@ -193,7 +196,7 @@ def test_a_step_is_guided_as_enumeration_over_the_datum_says(name):
         np.testing.assert_allclose(log_mean, np.log(weight.sum(-1)).sum(), rtol=1e-6)
         got = np.asarray(jax.nn.softmax(move.logits))
         np.testing.assert_allclose(got, normalised(p * guided / np.where(over > 0, over, 1)), rtol=1e-6, atol=1e-12)
-        np.testing.assert_allclose(got, guided, atol=0.02)  # but for the floor, the average over the guided x^0
+        np.testing.assert_allclose(got, guided, atol=0.05)  # but for the floor, the average over the guided x^0
         np.testing.assert_allclose(jax.nn.softmax(move.unguided), p, rtol=1e-6, atol=1e-12)
 
 
@@ -211,11 +214,11 @@ def test_a_known_letter_takes_all_of_the_guided_datum():
     forward, steps = KERNELS["given"]
     x, t, letters = np.array([0, 1, 3, 2]), 3, np.array([2, 0, 0, 1])
     log_r, got, _ = step_given(averaging(forward, steps), letters, x, t)
-    weight = (0.99 * SHARE + 0.01 * normalised(many(steps)[t][:, x].T)) * np.exp(SLOPE)
+    weight = (0.95 * SHARE + 0.05 * normalised(many(steps)[t][:, x].T)) * np.exp(SLOPE)
     weight = np.where(KNOWN[:, None] & (letters[:, None] != np.arange(K)), 0.0, weight)
     np.testing.assert_allclose(log_r, np.log(weight.sum(-1)).sum(), rtol=1e-6)
     certain = backward(steps)[t, x, letters]
-    np.testing.assert_allclose(got[::2], certain[::2], atol=0.01)  # but for the floor
+    np.testing.assert_allclose(got[::2], certain[::2], atol=0.05)  # but for the floor
     assert np.abs(got - certain)[1::2].max() > 0.1
 
 
@@ -352,7 +355,9 @@ def posteriors(name):
 def test_marginals_and_evidence_of_four_letters_are_those_enumerated(name, case):
     (_, prior, p, got), at = posteriors(name), list(CASES).index(case)
     marginals, log_evidence = enumerated(prior, *CASES[case])
-    assert worst((got[at], np.exp(p.log_evidence[at] - log_evidence)), (marginals, 1.0)) < 3
+    often = (marginals > 0.01) & (marginals < 0.99)  # of what is rarer, few runs tell how far they are off
+    evidence = np.exp(p.log_evidence[at] - log_evidence)
+    assert worst((got[at][:, often], evidence), (marginals[often], 1.0)) < 3
     mask, value = CASES[case][-2:]
     assert (p.samples[at] == value)[..., mask].all()
     assert p.samples.dtype == jnp.zeros((), int).dtype
