@@ -105,7 +105,7 @@ def test_summary():
 
 def test_nan_weights_name_datum_and_step():
     def spoil(x, t, step):
-        return dist.Normal(x, jnp.where(t == 3, jnp.nan, 1.0)).to_event(1)
+        return dist.Normal(x, jnp.where(jnp.asarray(t)[..., None] == 3, jnp.nan, 1.0)).to_event(1)
 
     with pytest.raises(ValueError, match=r"first at step t = 3 of datum 0 \(particle 0\), in log p\(x\^2\|x\^3\)"):
         sandwich(normal_chain(5, spoil), params={}, key=KEY, num_data=4, num_particles=2, progress=False)
