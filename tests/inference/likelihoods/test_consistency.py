@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_num_steps():
     keys, temporary = jax.random.split(KEY, 5), []
     for num_steps in (20, 400):
         oracle = GaussianOracle.exact(num_steps, beta_1=0.2 / num_steps)
-        args = (oracle.diffusion, oracle.params, X0, keys)
+        args = (oracle.diffusion, oracle.params, X0, keys, None)
         compiled = consistency._terms.lower(*args, num_samples=200).compile()
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
     assert temporary[1] - temporary[0] < 380 * 1000  # a trajectory would be 16 kB a step and state

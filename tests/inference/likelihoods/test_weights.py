@@ -89,7 +89,7 @@ def test_summation_is_compensated():
 def test_memory_does_not_grow_with_num_steps():
     def memory(num_steps):
         index = np.arange(600, dtype=np.uint32)
-        block = forward_weights.lower(normal_chain(num_steps), {}, X0, KEY, index, index >= 0, num_data=6)
+        block = forward_weights.lower(normal_chain(num_steps), {}, X0, None, KEY, index, index >= 0, num_data=6)
         return block.compile().memory_analysis().temp_size_in_bytes
 
     assert memory(2000) < 1.1 * memory(20) + 2 * 8 * 2000  # two numbers a step, whatever the block
