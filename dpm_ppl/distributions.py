@@ -51,6 +51,11 @@ def solve_lower(factor: Array, right: Array) -> Array:
     return jnp.stack(rows, -2)
 
 
+def inverse_lower(factor: Array) -> Array:
+    """Inverses of lower-triangular matrices of shape (*batch, D, D)."""
+    return solve_lower(factor, jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape))
+
+
 def lower_factor(matrix: Array, *, floor: float = 0.0) -> Array:
     """Lower-triangular L with L L' = matrix, by plain arithmetic; a pivot below a floor is raised to it.
 

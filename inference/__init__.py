@@ -25,7 +25,17 @@ from dpm_ppl.inference.likelihoods import (
     log_likelihood,
     sandwich,
 )
-from dpm_ppl.inference.posteriors import Posterior, constant, denoised, perturbed_chain, smc, tempered, widened
+from dpm_ppl.inference.posteriors import (
+    Posterior,
+    averaged,
+    constant,
+    denoised,
+    perturbed_chain,
+    smc,
+    tempered,
+    unguided,
+    widened,
+)
 from dpm_ppl.inference.samples import Coverage, Discriminator, coverage, discriminate
 from dpm_ppl.programs import instantiate
 
@@ -43,6 +53,7 @@ __all__ = [
     "Posterior",
     "Report",
     "Sandwich",
+    "averaged",
     "bound",
     "check",
     "checks",
@@ -68,5 +79,6 @@ __all__ = [
     "sandwich",
     "smc",
     "tempered",
+    "unguided",
     "widened",
 ]

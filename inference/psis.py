@@ -7,6 +7,8 @@ from dpm_ppl.inference.records import arviz, is_arviz_1
 
 MIN_PARTICLES = 30  # fewer leave a tail of fewer than six weights, to which ArviZ fits nothing
 
+FEW_PARTICLES = 10  # an effective sample size below it makes no estimate
+
 GOOD_KHAT = 0.7  # above it, convergence in the number of particles is hopelessly slow (Vehtari et al. 2024)
 
 _FLAT = 1e-3  # a tail whose log weights span fewer nats has no shape but rounding

@@ -1,6 +1,7 @@
 """`dpm evaluate`."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,9 @@ import jax
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
+from dpm_ppl.commands.figures import save_figure
 from dpm_ppl.commands.run import open_run
-from dpm_ppl.inference.records import write_json, write_whole
+from dpm_ppl.inference.records import write_json
 
 
 def evaluate(
@@ -44,16 +46,15 @@ def evaluate(
             written.insert(0, "likelihood.nc")
         write_json(run_dir / "evaluation.json", figures)
         if evaluated.likelihood is not None:
-            title = f"{run.program.path.stem}: {headline(figures)}"
-            figure = evaluation_figure(
+            draw = partial(
+                evaluation_figure,
                 evaluated.likelihood,
                 evaluated.sandwich,
                 evaluated.work,
                 entropy_bounds=evaluated.entropy_bounds,
                 entropy_limit=evaluated.entropy_limit,
-                title=title,
+                title=f"{run.program.path.stem}: {headline(figures)}",
             )
-            write_whole(run_dir / "evaluation.png", lambda file: figure.savefig(file, format="png", dpi=120))
-            written.append("evaluation.png")
+            written += [path.name for path in save_figure(run_dir / "evaluation.png", draw)]
         typer.echo(table(figures))
         typer.echo(", ".join(str(run_dir / name) for name in written))

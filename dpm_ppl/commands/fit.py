@@ -12,8 +12,9 @@ import typer
 
 from dpm_ppl import inference
 from dpm_ppl.commands.errors import clear_errors
+from dpm_ppl.commands.figures import save_figure
 from dpm_ppl.commands.find import load
-from dpm_ppl.inference.records import write_json, write_whole
+from dpm_ppl.inference.records import write_json
 from dpm_ppl.programs import Program
 from dpm_ppl.tracing import trace_quietly
 
@@ -50,11 +51,11 @@ def fit(
                 "num_parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(fitted.params)),
                 "seed": seed,
             }
-            figures, figure = report(program, data, fitted, about=about, key=evaluation_key)
+            figures, draw = report(program, data, fitted, about=about, key=evaluation_key)
             write_json(run_dir / "metrics.json", figures)
             typer.echo(table(figures))
-            write_whole(run_dir / "figure.png", lambda file: figure.savefig(file, format="png", dpi=120))
-            typer.echo(f"{run_dir / 'metrics.json'}, {run_dir / 'figure.png'}")
+            written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
+            typer.echo(", ".join(map(str, written)))
         except KeyboardInterrupt:
             again = ["dpm", "fit", model, "--run-dir", str(run_dir), "--seed", str(seed), "--resume"]
             again += [] if iterations is None else ["--iterations", str(iterations)]

@@ -11,8 +11,9 @@ import numpy as np
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
+from dpm_ppl.commands.figures import save_figure
 from dpm_ppl.commands.run import open_run
-from dpm_ppl.inference.records import write_json, write_whole
+from dpm_ppl.inference.records import write_json
 from dpm_ppl.programs import instantiate
 
 
@@ -63,20 +64,23 @@ def posterior(
         known = np.broadcast_to(observed.known, observed.y.shape)
         batch.save(run_dir / "posterior.nc", observed={"y": observed.y, "known": known})
         write_json(run_dir / "posterior.json", figures)
-        prior = draws(program, params, key=prior_key, num_samples=2000) if is_plane(event_shape, support) else None
-        figure = posterior_figure(
-            each[:MOST_SHOWN],
-            y=observed.y,
-            known=observed.known,
-            support=support,
-            noise=noise,
-            prior=prior,
-            names=[headline(row) for row in figures["data"]],
-            title=f"{program.path.stem}: {observed.text}",
-        )
-        write_whole(run_dir / "posterior.png", lambda file: figure.savefig(file, format="png", dpi=120))
         typer.echo(table(figures))
-        typer.echo(", ".join(str(run_dir / f"posterior.{kind}") for kind in ("nc", "json", "png")))
+
+        def draw() -> Any:
+            plane = is_plane(event_shape, support)
+            return posterior_figure(
+                each[:MOST_SHOWN],
+                y=observed.y,
+                known=observed.known,
+                support=support,
+                noise=noise,
+                prior=draws(program, params, key=prior_key, num_samples=2000) if plane else None,
+                names=[headline(row) for row in figures["data"]],
+                title=f"{program.path.stem}: {observed.text}",
+            )
+
+        written = [run_dir / f"posterior.{kind}" for kind in ("nc", "json")]
+        typer.echo(", ".join(map(str, [*written, *save_figure(run_dir / "posterior.png", draw)])))
 
 
 def _sample(observed: "Observation", diffusion: Callable[[], Any], params: Any, *, num_particles: int, key: Any) -> Any:

@@ -1,5 +1,6 @@
 """`dpm sample`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import numpy as np
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
+from dpm_ppl.commands.figures import save_figure
 from dpm_ppl.commands.run import open_run
 from dpm_ppl.data import fresh_data, support_of
 from dpm_ppl.inference.records import write_whole
@@ -29,6 +31,6 @@ def sample(
         write_whole(run_dir / "samples.npz", lambda file: np.savez(file, x0=x0))
         shown = fresh_data(run.data, key=data_key, num_data=min(len(x0), 3000))
         support, title = support_of(run.data, x0), run.program.path.stem
-        figure = samples_figure(x0, support=support, data=run.data, x0=shown, title=title)
-        write_whole(run_dir / "samples.png", lambda file: figure.savefig(file, format="png", dpi=120))
-        typer.echo(f"{len(x0):,} samples of shape {x0.shape[1:]}: {run_dir / 'samples.npz'}, {run_dir / 'samples.png'}")
+        draw = partial(samples_figure, x0, support=support, data=run.data, x0=shown, title=title)
+        written = [run_dir / "samples.npz", *save_figure(run_dir / "samples.png", draw)]
+        typer.echo(f"{len(x0):,} samples of shape {x0.shape[1:]}: {', '.join(map(str, written))}")

@@ -24,11 +24,11 @@ from dpm_ppl.inference import (
     log_likelihood,
     sandwich,
 )
-from dpm_ppl.inference.psis import GOOD_KHAT
+from dpm_ppl.inference.psis import FEW_PARTICLES, GOOD_KHAT
 from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.programs import Program, instantiate
 from dpm_ppl.reports.budget import affordable
-from dpm_ppl.reports.numbers import FEW_PARTICLES, in_bits, known_or_none, with_error
+from dpm_ppl.reports.numbers import in_bits, known_or_none, with_error
 from dpm_ppl.reports.objective import NO_LIKELIHOOD, has_likelihood
 
 

@@ -1,7 +1,7 @@
 """The numbers of a fit: what is reported, and the table that shows it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -69,7 +69,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 def report(
     program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
-) -> tuple[dict[str, Any], Figure]:
+) -> tuple[dict[str, Any], Callable[[], Figure]]:
     """Evaluates a fit on fresh data.
 
     Args:
@@ -80,7 +80,7 @@ def report(
         key: Random key.
 
     Returns:
-        What `metrics.json` holds, and the figure.
+        What `metrics.json` holds, and what draws the figure.
     """
     of = _of_chain if program.diffusion is not None else _of_whole_program
     return of(program, data, fitted, about=about, key=key)
@@ -88,7 +88,7 @@ def report(
 
 def _of_chain(
     program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
-) -> tuple[dict[str, Any], Figure]:
+) -> tuple[dict[str, Any], Callable[[], Figure]]:
     definition: Any = program.diffusion
     keys = jax.random.split(key, 5)
     diffusion = instantiate(definition, fitted.params)
@@ -101,7 +101,8 @@ def _of_chain(
     times = {0, diffusion.num_steps // 2, diffusion.num_steps}
     # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
     num_shown = affordable(diffusion, seconds=30, least=16, most=3000)
-    shown = fresh_data(data, key=keys[2], num_data=num_shown)
+
+    title = f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum"
 
     @jax.jit
     def states(params: Any, x0: Any) -> Any:
@@ -109,39 +110,44 @@ def _of_chain(
         reverse = reverse_states(diffusion, key=keys[3], num_samples=num_shown, times=times)
         return forward_states(diffusion, x0, key=keys[4], times=times), reverse
 
-    forward, reverse = states(fitted.params, shown)
-    figure = fit_figure(
-        diffusion,
-        forward=forward,
-        reverse=reverse,
-        losses=fitted.losses,
-        kl=terms.kl,
-        elbo=summary["elbo_nats"],
-        null=summary["L_null_nats"],
-        entropy_limit=limit,
-        data=data,
-        title=f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum",
-    )
-    return metrics(summary, limit=limit, about=about), figure
+    def draw() -> Figure:
+        forward, reverse = states(fitted.params, fresh_data(data, key=keys[2], num_data=num_shown))
+        return fit_figure(
+            diffusion,
+            forward=forward,
+            reverse=reverse,
+            losses=fitted.losses,
+            kl=terms.kl,
+            elbo=summary["elbo_nats"],
+            null=summary["L_null_nats"],
+            entropy_limit=limit,
+            data=data,
+            title=title,
+        )
+
+    return metrics(summary, limit=limit, about=about), draw
 
 
 def _of_whole_program(
     program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
-) -> tuple[dict[str, Any], Figure]:
+) -> tuple[dict[str, Any], Callable[[], Figure]]:
     """The same of a program that is no single chain."""
     keys = jax.random.split(key, 3)
     x0 = fresh_data(data, key=keys[0], num_data=4000)
     summary = objective(program, fitted.params, x0, key=keys[1])
     limit = entropy_limit(data, x0) if "elbo_nats" in summary else None
     figures = metrics(summary, limit=limit, about=about)
-    figure = samples_figure(
-        draws(program, fitted.params, key=keys[2], num_samples=2048),
-        support=support_of(data, x0),
-        data=data,
-        x0=x0,
-        losses=fitted.losses,
-        elbo=summary.get("elbo_nats", summary.get("objective_nats")),
-        entropy_limit=limit,
-        title=program.path.stem,
-    )
-    return figures, figure
+
+    def draw() -> Figure:
+        return samples_figure(
+            draws(program, fitted.params, key=keys[2], num_samples=2048),
+            support=support_of(data, x0),
+            data=data,
+            x0=x0,
+            losses=fitted.losses,
+            elbo=summary.get("elbo_nats", summary.get("objective_nats")),
+            entropy_limit=limit,
+            title=program.path.stem,
+        )
+
+    return figures, draw

@@ -18,6 +18,7 @@ from dpm_ppl.reports.panels import (
     draw_drift,
     draw_frequencies,
     draw_states,
+    has_drift,
     is_binary_vector,
     is_plane,
 )
@@ -64,7 +65,8 @@ def fit_figure(
     support = diffusion.kernel.stationary().support
     plane, binary = is_plane(diffusion.event_shape, support), is_binary_vector(diffusion.event_shape, support)
     sequences = valid_sequences(data) if binary else None
-    heights = [3.0, 3.0, *([3.4] if plane else [2.4] if sequences else []), 3.3]
+    drift = plane and has_drift(diffusion)
+    heights = [3.0, 3.0, *([3.4] if drift else [2.4] if sequences else []), 3.3]
     width = 9.5
     figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(title)
@@ -75,7 +77,7 @@ def fit_figure(
             draw_states(axes, states[t], support=support, scale=scale, origin=states[0], color=color)
             axes.set_title(_state_title(name, t, diffusion.num_steps))
             axes.label_outer()
-    if plane:
+    if drift:
         steps = sorted({max(t, min(2, diffusion.num_steps)) for t in times})
         for axes, t in zip(np.ravel(rows[2].subplots(1, len(steps), sharey=True)), steps, strict=True):
             draw_drift(axes, diffusion, t, scale=scale, behind=forward.get(t, forward[0]))
@@ -115,9 +117,13 @@ def draw_loss(
     ]
     known = [(nats / _BITS, *look) for nats, *look in lines if nats is not None]
     for value, color, style, name in known:
-        axes.axhline(value, color=color, linestyle=style, linewidth=1.2, label=f"{name}, {value:.3f}")
-    shown = [value for value, *_ in known] + ([] if null is not None else [*mean])
-    top, bottom = max(shown), min(shown)
+        if np.isfinite(value):
+            axes.axhline(value, color=color, linestyle=style, linewidth=1.2, label=f"{name}, {value:.3f}")
+        else:  # L_null is -inf where the end of the chain lacks some of the data
+            axes.plot([], [], color=color, linestyle=style, label=f"{name}, {value}")
+    ends = [value for value, *_ in known if np.isfinite(value)]
+    shown = ends + ([] if null is not None and np.isfinite(null) else [*mean[np.isfinite(mean)]])
+    top, bottom = max(shown, default=1.0), min(shown, default=0.0)
     height = top - bottom or 1.0
     axes.set(ylim=(bottom - 0.2 * height, top + 0.1 * height), xscale="log")
     axes.set(xlabel="iteration", ylabel="objective (bits per datum)", title="Training")

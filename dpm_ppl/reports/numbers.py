@@ -1,12 +1,10 @@
-"""Numbers as reports show them: means with their errors, in bits; what is not known; how few particles are too few."""
+"""Numbers as reports show them: means with their errors, in bits; what is not known."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from dpm_ppl.inference.units import mean_and_error
-
-FEW_PARTICLES = 10  # an effective sample size below it makes no estimate
 
 
 def in_bits(name: str, nats: Any) -> dict[str, float]:

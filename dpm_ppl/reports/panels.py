@@ -103,6 +103,17 @@ def _draw_histograms(axes: Axes, x: np.ndarray, scale: tuple[float, float], colo
         axes.legend(fontsize="x-small", frameon=False)
 
 
+def has_drift(diffusion: Diffusion) -> bool:
+    """Whether steps have a mean: a wrapped normal, say, has none. Nothing is computed."""
+    x = jax.ShapeDtypeStruct((1, *diffusion.event_shape), jnp.result_type(float))
+    t = jax.ShapeDtypeStruct((), jnp.int32)
+    try:
+        jax.eval_shape(lambda x, t: (diffusion.decode(x).mean, diffusion.reverse(x, t).mean), x, t)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def draw_drift(axes: Axes, diffusion: Diffusion, t: int, *, scale: tuple[float, float], behind: ArrayLike) -> None:
     """Draws what a reverse step does on average, E[x^(t-1) | x^t] - x^t, as arrows over the plane.
 

@@ -1,23 +1,14 @@
 """The numbers of a posterior: its evidence, how even the weights stayed, and in words whether to trust them."""
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from dpm_ppl.inference import Posterior
-from dpm_ppl.inference.psis import GOOD_KHAT
-from dpm_ppl.reports.numbers import FEW_PARTICLES, known_or_none
+from dpm_ppl.inference.posteriors.verdict import cautions, error_text, problems, sentence
+from dpm_ppl.reports.numbers import known_or_none
 
 MOST_ROWS = 20  # data that are printed
-
-LARGE_ERROR = 0.5  # nats, of the evidence: beyond it the estimator, which never exceeds 1, says little
-
-EVEN_SHARE = 0.999  # of the particles: where so many count the weights are equal, and there is no error
-
-FEW_SHARE = 0.1  # of the particles: where fewer count and k-hat is high, means are wrong, and not only their errors
 
 
 def report(posteriors: Sequence[Posterior], *, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,43 +31,9 @@ def report(posteriors: Sequence[Posterior], *, about: Mapping[str, Any]) -> dict
     return {**about, "num_data": len(rows), "data": rows, "trusted_share": share, "verdict": _verdict(rows)}
 
 
-def problems(row: Mapping[str, Any]) -> list[str]:
-    """What speaks against a posterior, a clause each; nothing where it can be trusted.
-
-    Args:
-        row: The numbers of a datum, as `report` has them.
-    """
-    found = []
-    if row["khat_used"] > GOOD_KHAT and row["share_used"] < FEW_SHARE:
-        found.append(f"{_tail(row)} and {row['share_used']:.1%} of the particles count, so that rare ones decide")
-    if math.isnan(row["khat"]):
-        found.append("k-hat is not known")
-    if row["least_ess"] < FEW_PARTICLES:
-        found.append(f"at its worst step {row['least_ess']:.1f} of {row['num_particles']:,} particles are effective")
-    if row["num_ancestors"] < FEW_PARTICLES:
-        found.append(f"all particles descend from {row['num_ancestors']} of those that started")
-    return found
-
-
-def cautions(row: Mapping[str, Any]) -> list[str]:
-    """What speaks against its error bars only: heavy tails, where many particles count still; an error not known."""
-    found, error = [], row["log_evidence_nats_se"]
-    if row["khat_used"] > GOOD_KHAT and row["share_used"] >= FEW_SHARE:
-        found.append(f"{_tail(row)} so that now and then a particle counts for many")
-    if error > LARGE_ERROR:
-        found.append(f"an error of {error:.2f} nats is too large to be known well: it is never given as more than 1")
-    if error == 0 and row["least_ess"] < EVEN_SHARE * row["num_particles"]:
-        found.append("the variance that the error is the root of was estimated as negative")
-    return found
-
-
-def _tail(row: Mapping[str, Any]) -> str:
-    return f"k-hat is {row['khat_used']:.2f}, over {GOOD_KHAT},"
-
-
 def headline(row: Mapping[str, Any]) -> str:
     """The evidence of a datum and whether to trust it, for a title."""
-    evidence = f"log Z = {row['log_evidence_nats']:.2f} ± {row['log_evidence_nats_se']:.2f} nats"
+    evidence = f"log Z = {row['log_evidence_nats']:.2f} {error_text(row['log_evidence_nats_se'], 2)} nats"
     return f"{evidence}\n{'to be trusted' if row['trusted'] else 'NOT to be trusted'}"
 
 
@@ -89,7 +46,10 @@ def table(figures: Mapping[str, Any]) -> str:
         "  datum   log evidence, nats       in bits             effective at 0, least   k-hat, largest   ancestors"
     ]
     for number, row in enumerate(rows[:MOST_ROWS]):
-        nats, bits = (f"{row[f'log_evidence_{u}']:.3f} ± {row[f'log_evidence_{u}_se']:.3f}" for u in ("nats", "bits"))
+        nats, bits = (
+            f"{row[f'log_evidence_{unit}']:.3f} {error_text(row[f'log_evidence_{unit}_se'], 3)}"
+            for unit in ("nats", "bits")
+        )
         effective, khat = f"{row['ess']:,.0f}, {row['least_ess']:,.0f}", f"{_text(row, 'khat')}, "
         note = "error uncertain" if row["cautions"] else ""
         note = note if row["trusted"] else "NOT trusted"
@@ -101,13 +61,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def _row(posterior: Posterior) -> dict[str, Any]:
-    # A mean weight enters the evidence at t = 0 and where the particles were resampled; elsewhere weights are carried.
-    used = np.asarray(posterior.resampled, bool).copy()
-    used[0] = True
-    khat, share = np.asarray(posterior.khat)[used], np.asarray(posterior.ess)[used] / posterior.num_particles
-    heavy = khat > GOOD_KHAT
-    worst = int(np.argmin(np.where(heavy, share, np.inf))) if heavy.any() else 0  # of heavy tails, where fewest count
-    row = {**posterior.summary(), "khat_used": float(khat[worst]), "share_used": float(share[worst])}
+    row = posterior.summary()
     found, careful = problems(row), cautions(row)
     known = {name: known_or_none(value) for name, value in row.items()}
     return {**known, "trusted": not found, "problems": found, "cautions": careful}
@@ -118,16 +72,15 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     which = "The posterior" if len(rows) == 1 else f"The {len(rows)} posteriors"
     if not bad:
         careful = [number for number, row in enumerate(rows) if row["cautions"]]
-        if not careful:
-            return [f"{which} can be trusted, and so can the evidence: at every step enough particles count."]
-        of = "" if len(rows) == 1 else f" ({_named(careful)}): of datum {careful[0]}, "
-        return [
-            f"{which} can be trusted, but the error of the evidence less{of or ': '}"
-            f"{'; '.join(rows[careful[0]]['cautions'])}.",
-            "Read the error as a lower bound; other seeds and more --particles tell how large it is.",
-        ]
+        if len(rows) == 1 or not careful:
+            said = [sentence(which, [], rows[0]["cautions"] if careful else [])]
+        else:
+            of = f" ({_named(careful)}): of datum {careful[0]}, {'; '.join(rows[careful[0]]['cautions'])}"
+            said = [f"{which} can be trusted, but the error of the evidence less{of}."]
+        advice = "Read the error as a lower bound; other seeds and more --particles tell how large it is."
+        return [*said, *([advice] if careful else [])]
     if len(rows) == 1:
-        lines = [f"{which} can NOT be trusted: {'; '.join(rows[0]['problems'])}."]
+        lines = [sentence(which, rows[0]["problems"], [])]
     else:
         first = f"of datum {bad[0]}, {'; '.join(rows[bad[0]]['problems'])}"
         lines = [f"{len(bad)} of {len(rows)} posteriors can NOT be trusted ({_named(bad)}): {first}."]

@@ -2,21 +2,24 @@
 
 `particles.smc` is where to start. `conditioning` takes the program apart into the chain and r; a twist (`twists`) tells
 each particle what r will say of it, and proposes its step back (`proposals`), as `guidance` has it for each kind of
-state: `gaussian_guidance`, `bernoulli_guidance`, `categorical_guidance`. `resampling` picks the survivors, and what is
-left is a `posterior.Posterior`. `perturbation` is the paper's own sampler.
+state: `gaussian_guidance` and `gaussian_averaging`, `bernoulli_guidance`, `categorical_guidance`. `pilots` choose the
+twist, `resampling` picks the survivors, and what is left is a `posterior.Posterior`, with a `verdict` on it.
+`perturbation` is the paper's own sampler.
 """
 
 from dpm_ppl.inference.posteriors.particles import smc
 from dpm_ppl.inference.posteriors.perturbation import perturbed_chain
 from dpm_ppl.inference.posteriors.posterior import Posterior
-from dpm_ppl.inference.posteriors.twists import constant, denoised, tempered, widened
+from dpm_ppl.inference.posteriors.twists import averaged, constant, denoised, tempered, unguided, widened
 
 __all__ = [
     "Posterior",
+    "averaged",
     "constant",
     "denoised",
     "perturbed_chain",
     "smc",
     "tempered",
+    "unguided",
     "widened",
 ]

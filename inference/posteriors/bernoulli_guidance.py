@@ -1,5 +1,6 @@
 """What r says of a factorised Bernoulli step: r expanded in single flips, which is exact where it factorises."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,17 +13,18 @@ from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.distributions import innermost
 from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target, laws_of
 from dpm_ppl.inference.posteriors.proposals import BernoulliMove
+from dpm_ppl.kernels.kernel import has_closed_forms
 from dpm_ppl.outputs import data_bernoulli
 
 NAME = "Bernoulli"
 
-NEEDS = "posterior and one_minus_alpha_bar"
+NEEDS = "marginal and posterior"
 
 LARGEST_GAIN = 6.0  # nats that one change can gain or lose: r itself, not its expansion, forbids a datum
 
 LARGEST_GROUP = 32  # changes that are tried at once
 
-LEAST_UNCERTAIN = 0.01  # of 1 - alpha_bar_t, the least chance of either bit of x^0: a network may be wrong
+LEAST_UNCERTAIN = 0.01  # of what x^t has lost of x^0, the least chance of either bit of x^0: a network may be wrong
 
 
 def holds(stationary: dist.Distribution) -> bool:
@@ -36,9 +38,8 @@ def applies(p: dist.Distribution) -> bool:
 
 
 def guides(diffusion: Diffusion) -> bool:
-    """Whether x^0 can be predicted: the kernel has a posterior and 1 - alpha_bar, and all is factorised."""
-    has = all(hasattr(diffusion.kernel, name) for name in ("posterior", "one_minus_alpha_bar"))
-    return has and all(applies(law) for law in laws_of(diffusion))
+    """Whether x^0 can be predicted: the kernel has closed forms, and all is factorised."""
+    return has_closed_forms(diffusion.kernel) and all(applies(law) for law in laws_of(diffusion))
 
 
 def require_clampable(p: dist.Distribution, *, full: bool | None = None) -> None:
@@ -83,10 +84,10 @@ def _guided_step(p: dist.Distribution, rate: Array, target: Target, x: Array, t:
 def _predicted(p: dist.Distribution, target: Target, x: Array, t: Array) -> Array:
     """P(x^0 = 1 | x^t) by the reverse step undone, shape (*event)."""
     kernel: Any = target.diffusion.kernel
-    one, zero = (sigmoid(_logits(kernel.posterior(jnp.full_like(x, bit), x, t))) for bit in (1, 0))
-    spread = one - zero
+    zero = sigmoid(_logits(kernel.posterior(jnp.zeros_like(x), x, t)))
+    spread = _difference(lambda bit: kernel.posterior(jnp.full_like(x, bit), x, t))
     rate = (sigmoid(_logits(p)) - zero) / jnp.where(spread == 0, 1.0, spread)
-    least = LEAST_UNCERTAIN * kernel.one_minus_alpha_bar[t]
+    least = LEAST_UNCERTAIN * (1 - _difference(lambda bit: kernel.marginal(jnp.full_like(x, bit), t)))
     return jnp.clip(rate, least, 1 - least)
 
 
@@ -126,6 +127,12 @@ def bounded_gain(value: Array, others: Array) -> tuple[Array, Array]:
     best = jnp.maximum(value, jnp.max(others))
     value = jnp.maximum(value, jnp.where(best > -jnp.inf, best, 0.0) - LARGEST_GAIN)
     return value, jnp.clip(others - value, -LARGEST_GAIN, LARGEST_GAIN)
+
+
+def _difference(law: Callable[[int], dist.Distribution]) -> Array:
+    """How much likelier a one is where the datum is one than where it is zero, shape (*event)."""
+    one, zero = (sigmoid(_logits(law(bit))) for bit in (1, 0))
+    return one - zero
 
 
 def _logits(p: dist.Distribution) -> Array:

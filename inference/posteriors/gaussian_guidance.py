@@ -13,13 +13,14 @@ import numpyro.distributions as dist
 from jax import Array
 
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.distributions import innermost, lower_factor, solve_lower
+from dpm_ppl.distributions import innermost, inverse_lower, lower_factor, solve_lower
 from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target
 from dpm_ppl.inference.posteriors.proposals import NormalMove
+from dpm_ppl.kernels.kernel import has_closed_forms
 
 NAME = "normal"
 
-NEEDS = "posterior coefficients and alpha_bar"
+NEEDS = "marginal and posterior"
 
 LARGEST_FULL = 16  # coordinates whose joint covariance is kept; more are taken one by one
 
@@ -50,6 +51,21 @@ class Guided(NamedTuple):
     inner: Array
 
 
+class Affine(NamedTuple):
+    """What a kernel's closed forms are at one step: normals whose means are affine in x^0 and x^t, in blocks.
+
+    q(x^t | x^0) = N(signal x0 + ..., noise), q(x^(t-1) | x^0, x^t) = N(from_data x0 + from_state x^t + offset, spread):
+    matrices of shape (num_blocks, size, size), and the offset of shape (num_blocks, size).
+    """
+
+    signal: Array
+    noise: Array
+    from_data: Array
+    from_state: Array
+    offset: Array
+    spread: Array
+
+
 def holds(stationary: dist.Distribution) -> bool:
     """Whether states are continuous; steps of another family are taken as normals, and weighed as what they are."""
     return not stationary.support.is_discrete
@@ -61,9 +77,12 @@ def applies(p: dist.Distribution) -> bool:
 
 
 def guides(diffusion: Diffusion) -> bool:
-    """Whether x^0 can be predicted: the kernel has posterior coefficients and alpha_bar."""
-    names = ("posterior_coefficients", "alpha_bar", "one_minus_alpha_bar")
-    return all(hasattr(diffusion.kernel, name) for name in names)
+    """Whether x^0 can be predicted: the kernel has closed forms, and they are normals."""
+    kernel = diffusion.kernel
+    if not has_closed_forms(kernel):
+        return False
+    x = jnp.zeros(kernel.event_shape)
+    return applies(kernel.marginal(x, 1)) and (kernel.num_steps == 1 or applies(kernel.posterior(x, x, 2)))
 
 
 def require_clampable(p: dist.Distribution, *, full: bool | None = None) -> None:
@@ -74,7 +93,7 @@ def require_clampable(p: dist.Distribution, *, full: bool | None = None) -> None
             f"got {type(innermost(p)).__name__}. Observe them with a little noise."
         )
     size = math.prod(p.event_shape)
-    if not moments(p, full=_is_full(size, full=full))[1]:
+    if not moments(p, full=is_full(size, full=full))[1]:
         raise ValueError(
             f"Expected a last step of independent coordinates, or twist=widened(full=True), for known coordinates of "
             f"{size}; the last step has a full covariance, of which the default takes one coordinate at a time."
@@ -105,7 +124,7 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
     """Multiplies a normal by r and by what is known exactly."""
     log_known = jnp.zeros(())
     if known is not None:
-        log_known, normal = _given(normal, *known)
+        log_known, normal = given(normal, *known)
     value, slope, curvature = _expand(lambda flat: log_r(flat.reshape(event_shape)), normal.loc)
     tril = normal.scale_tril
     identity = jnp.eye(tril.shape[-1])
@@ -118,7 +137,7 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
     concave = ~jnp.any(raised, -1, keepdims=True)
     white = jnp.einsum("bji,bj->bi", tril, slope)
     shift = solve_lower(inner, white[..., None])[..., 0]
-    off = jnp.einsum("bij,bkj,bk->bi", tril, _inverse(inner), shift)
+    off = jnp.einsum("bij,bkj,bk->bi", tril, inverse_lower(inner), shift)
     promised = value + jnp.sum(slope * off) + 0.5 * jnp.einsum("bi,bij,bj->", off, curvature, off)
     kept = log_r((normal.loc + off).reshape(event_shape)) > promised - 1 - 1e-3 * jnp.abs(value)
     trusted = concave & kept
@@ -131,13 +150,16 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
 
 def product(p: dist.Distribution, log_r: LogR, known: Known, *, full: bool | None = None) -> tuple[Array, NormalMove]:
     """Log E_p r in nats, r of the state itself and expanded at p's mean, and the proposal proportional to p r."""
-    normal, is_normal = moments(p, full=_is_full(math.prod(p.event_shape), full=full))
+    normal, is_normal = moments(p, full=is_full(math.prod(p.event_shape), full=full))
     guided = guide(normal, log_r, known, p.event_shape)
-    upper = jnp.swapaxes(_inverse(guided.inner), -1, -2)
+    return guided.log_r, product_move(guided, None if is_normal else p, p.event_shape)
+
+
+def product_move(guided: Guided, p: dist.Distribution | None, event_shape: tuple[int, ...]) -> NormalMove:
+    """The proposal that a guided step is, p being the step where it is no normal."""
+    upper = jnp.swapaxes(inverse_lower(guided.inner), -1, -2)
     shift = jnp.einsum("bij,bj->bi", upper, guided.shift)
-    return guided.log_r, NormalMove(
-        *guided.base, shift, upper, guided.log_known, None if is_normal else p, p.event_shape
-    )
+    return NormalMove(*guided.base, shift, lower_factor(square(upper)), guided.log_known, p, event_shape)
 
 
 def shifted(p: dist.Distribution, slope: Array) -> NormalMove:
@@ -150,8 +172,9 @@ def shifted(p: dist.Distribution, slope: Array) -> NormalMove:
 
 
 def predicted(target: Target, x: Array, t: Array) -> Array:
-    """The x^0 that the reverse step predicts, (mean - c1 x^t) / c0, shape (*event)."""
-    return _undone(target.diffusion.reverse(x, t), target, x, t)
+    """The x^0 that the reverse step predicts, shape (*event)."""
+    forms = affine(target.diffusion.kernel, t, full=is_full(x.size, full=None))
+    return _undone(target.diffusion.reverse(x, t), forms, x).reshape(x.shape)
 
 
 def denoised_step(target: Target, x: Array, t: Array) -> tuple[Array, NormalMove]:
@@ -165,31 +188,57 @@ def posterior_step(target: Target, x: Array, t: Array, *, full: bool | None = No
 
     Source: products of normals; x^(t-1) given x^0 and x^t as in Sohl-Dickstein et al. 2015, app. B.
     """
-    full = _is_full(x.size, full=full)
-    c0, _, variance = _coefficients(target, t)
-    p, x0 = _uncertain(target, x, t, full=full)
+    full = is_full(x.size, full=full)
+    forms = affine(target.diffusion.kernel, t, full=full)
+    p, x0 = uncertain(target, x, forms, t)
     guided = guide(x0, target.log_r, target.known, x.shape)
-    reach = _matmul(guided.base.scale_tril, jnp.swapaxes(_inverse(guided.inner), -1, -2))  # a factor of the product
+    return guided.log_r, step_move(p, x0, guided, forms, full=full)
+
+
+def step_move(p: dist.Distribution, x0: Normal, guided: Guided, forms: Affine, *, full: bool) -> NormalMove:
+    """The proposal for x^(t-1) that a guided x^0 makes, relative to the reverse step p."""
+    reach = matmul(guided.base.scale_tril, jnp.swapaxes(inverse_lower(guided.inner), -1, -2))  # a factor of the product
     moved = guided.base.loc - x0.loc + jnp.einsum("bij,bj->bi", reach, guided.shift)
-    identity = jnp.eye(x0.loc.shape[-1])
-    # What p's covariance would be with x0's: p's own may differ, and the proposal is made relative to it.
-    expected = lower_factor(c0**2 * _square(x0.scale_tril) + variance * identity)
-    half = solve_lower(expected, c0**2 * _square(reach) + variance * identity)
+    c0, expected = forms.from_data, expected_factor(x0, forms)
+    half = solve_lower(expected, square(matmul(c0, reach)) + forms.spread)
     factor = lower_factor(solve_lower(expected, jnp.swapaxes(half, -1, -2)), floor=1e-6)
-    shift = c0 * solve_lower(expected, moved[..., None])[..., 0]
+    shift = solve_lower(expected, jnp.einsum("bij,bj->bi", c0, moved)[..., None])[..., 0]
     normal, is_normal = moments(p, full=full)
-    return guided.log_r, NormalMove(*normal, shift, factor, jnp.zeros(()), None if is_normal else p, p.event_shape)
+    return NormalMove(*normal, shift, factor, jnp.zeros(()), None if is_normal else p, p.event_shape)
 
 
-def _is_full(size: int, *, full: bool | None) -> bool:
+def expected_factor(x0: Normal, forms: Affine) -> Array:
+    """A factor of what the reverse step's covariance would be with x0's: its own may differ."""
+    return lower_factor(square(matmul(forms.from_data, x0.scale_tril)) + forms.spread)
+
+
+def is_full(size: int, *, full: bool | None) -> bool:
     """Whether the covariance of an event is kept whole; asked for or, by default, where it has few coordinates."""
     return size <= LARGEST_FULL if full is None else full
 
 
-def _coefficients(target: Target, t: Array) -> tuple[Array, Array, Array]:
-    kernel: Any = target.diffusion.kernel
-    from_data, from_state, variance = (jnp.ravel(c)[0] for c in kernel.posterior_coefficients(t))
-    return from_data, from_state, variance
+def affine(kernel: Any, t: Array, *, full: bool) -> Affine:
+    """Reads them off `marginal` and `posterior`: means at zero, and their derivatives."""
+    zero = jnp.zeros(kernel.event_shape, jnp.result_type(float))
+
+    def slope(mean: Any) -> Array:
+        def flat(x: Array) -> Array:
+            return mean(x.reshape(zero.shape)).ravel()
+
+        if full:
+            return jax.jacfwd(flat)(zero.ravel())[None]
+        return jax.jvp(flat, (zero.ravel(),), (jnp.ones(zero.size, zero.dtype),))[1][:, None, None]
+
+    marginal, posterior = kernel.marginal(zero, t), kernel.posterior(zero, zero, t)
+    (_, noise), (offset, spread) = (moments(p, full=full)[0] for p in (marginal, posterior))
+    return Affine(
+        slope(lambda x0: kernel.marginal(x0, t).mean),
+        square(noise),
+        slope(lambda x0: kernel.posterior(x0, zero, t).mean),
+        slope(lambda x: kernel.posterior(zero, x, t).mean),
+        offset,
+        square(spread),
+    )
 
 
 def _guarded(shift: Array) -> Array:
@@ -197,33 +246,41 @@ def _guarded(shift: Array) -> Array:
     return shift * jnp.minimum(1.0, 2.0 / jnp.maximum(jnp.sqrt(jnp.mean(shift**2)), 1e-30))
 
 
-def _undone(p: dist.Distribution, target: Target, x: Array, t: Array) -> Array:
-    from_data, from_state, _ = _coefficients(target, t)
-    mean: Array = p.mean
-    return (mean - from_state * x) / from_data
+def _undone(p: dist.Distribution, forms: Affine, x: Array) -> Array:
+    """The x^0 that the reverse step predicts, (mean - offset - c1 x^t) / c0, in blocks."""
+    mean, state = (value.reshape(forms.offset.shape) for value in (p.mean, x))
+    rest = mean - forms.offset - jnp.einsum("bij,bj->bi", forms.from_state, state)
+    return jnp.einsum("bij,bj->bi", _inverse(forms.from_data), rest)
 
 
-def _uncertain(target: Target, x: Array, t: Array, *, full: bool) -> tuple[dist.Distribution, Normal]:
-    """The reverse step, and mean and covariance of x^0 given x^t; the network is run once."""
-    kernel: Any = target.diffusion.kernel
-    signal, noise = kernel.alpha_bar[t], kernel.one_minus_alpha_bar[t]
+def uncertain(target: Target, x: Array, forms: Affine, t: Array) -> tuple[dist.Distribution, Normal]:
+    """The reverse step, and mean and covariance of x^0 given x^t; the network is run once.
+
+    The covariance is dx0/dx^t S A^-T for q(x^t | x^0) = N(A x0, S), and at least a part of that of data which are
+    standard normal, R = 1 / (1 + A' S^-1 A), which a chain of many coordinates takes alone.
+    """
+    signal, noise = forms.signal, forms.noise
+    identity = jnp.eye(signal.shape[-1])
+    standard = _inverse(identity + jnp.einsum("bji,bjk,bkl->bil", signal, _inverse(noise), signal))
 
     def step(flat: Array) -> tuple[Array, tuple[Array, dist.Distribution]]:
         state = flat.reshape(x.shape)
         p = target.diffusion.reverse(state, t)
-        x0 = _undone(p, target, state, t).ravel()
-        return x0, (x0, p)
+        x0 = _undone(p, forms, state)
+        return x0.ravel(), (x0, p)
 
-    if not full:
-        loc, (_, p) = step(x.ravel())
-        return p, Normal(loc[:, None], jnp.broadcast_to(jnp.sqrt(noise), (len(loc), 1, 1)))
+    if len(signal) > 1:
+        _, (loc, p) = step(x.ravel())
+        return p, Normal(loc, jnp.sqrt(standard))
     slope, (loc, p) = jax.jacfwd(step, has_aux=True)(x.ravel())
-    identity = jnp.eye(len(loc))
     # Where no signal is left the slope is rounding alone.
-    lost = signal < jnp.finfo(signal.dtype).eps
-    slope = jnp.where(lost, identity, 0.5 * (slope + slope.T) / jnp.sqrt(jnp.where(lost, 1.0, signal)))
-    least = LEAST_UNCERTAIN * noise * identity
-    return p, Normal(loc[None], lower_factor(least + _positive_part(noise * slope - least))[None])
+    strength = jnp.einsum("bji,bjk,bkl->bil", signal, _inverse(noise), signal)[0]
+    lost = jnp.max(jnp.abs(strength)) < jnp.finfo(signal.dtype).eps
+    back = jnp.where(lost, 0.0, _inverse(jnp.where(lost, identity, signal))[0])
+    covariance = jnp.where(lost, standard[0], slope @ noise[0] @ back.T)
+    least = LEAST_UNCERTAIN * standard[0]
+    covariance = 0.5 * (covariance + covariance.T)
+    return p, Normal(loc, lower_factor(least + _positive_part(covariance - least))[None])
 
 
 def _positive_part(matrix: Array) -> Array:
@@ -234,11 +291,11 @@ def _positive_part(matrix: Array) -> Array:
     return 0.5 * (matrix + matrix @ sign)
 
 
-def _given(normal: Normal, mask: Array, value: Array) -> tuple[Array, Normal]:
+def given(normal: Normal, mask: Array, value: Array) -> tuple[Array, Normal]:
     """Log density of the known coordinates, and the normal of the others given them."""
     loc, tril = normal
     mask, value = mask.reshape(loc.shape), value.reshape(loc.shape)
-    cov = _square(tril)
+    cov = square(tril)
     of_known = jnp.where(mask[..., :, None] & mask[..., None, :], cov, jnp.eye(loc.shape[-1]))
     factor = lower_factor(of_known)
     white = solve_lower(factor, jnp.where(mask, value - loc, 0.0)[..., None])[..., 0]
@@ -266,13 +323,16 @@ def _expand(log_r: LogR, loc: Array) -> tuple[Array, Array, Array]:
     return value, slope[:, None], curvature[:, None, None]
 
 
-def _square(tril: Array) -> Array:
+def square(tril: Array) -> Array:
+    """Matrices times their transposes, in blocks."""
     return jnp.einsum("bij,bkj->bik", tril, tril)
 
 
-def _matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
+    """Products of matrices, in blocks."""
     return jnp.einsum("bij,bjk->bik", a, b)
 
 
-def _inverse(tril: Array) -> Array:
-    return solve_lower(tril, jnp.broadcast_to(jnp.eye(tril.shape[-1], dtype=tril.dtype), tril.shape))
+def _inverse(matrix: Array) -> Array:
+    """Inverses of matrices in blocks: of a kernel's, one a step and not one a particle."""
+    return 1 / matrix if matrix.shape[-1] == 1 else jnp.linalg.inv(matrix)

@@ -1,20 +1,25 @@
 """Posteriors by sequential Monte Carlo along a reverse chain, asymptotically exact, with an unbiased evidence."""
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count
-from dpm_ppl.inference.posteriors import guidance
-from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target, state_dtype
+from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target
+from dpm_ppl.inference.posteriors.pilots import best, candidates, require_suited
 from dpm_ppl.inference.posteriors.posterior import Posterior
 from dpm_ppl.inference.posteriors.proposals import Move
-from dpm_ppl.inference.posteriors.resampling import systematic
-from dpm_ppl.inference.posteriors.twists import Twist, tempered, widened
+from dpm_ppl.inference.posteriors.resampling import multinomial
+from dpm_ppl.inference.posteriors.twists import Twist
+from dpm_ppl.inference.posteriors.verdict import problems
 from dpm_ppl.inference.psis import tail_size
 from dpm_ppl.kernels.kernel import is_concrete
 
@@ -44,8 +49,11 @@ def smc(
         site: Name of the chain.
         params: Parameters by name, as `SVI.get_params` or `load_params` gives them.
         num_particles: Number of particles N, at least 2.
-        twist: What tells a particle early what r will say, of `inference.twists`; by default `widened()`, or
-            `tempered()` where the kernel lacks the closed forms that it needs (a warning says so).
+        twist: What tells a particle early what r will say, such as `averaged()`. By default the best of those that suit
+            the chain, by pilot runs of a third as many particles in all (and at least 8 in each of 12): of up to 64
+            real numbers `averaged` at powers 1, 0.5 and 0, which is draws of the prior; of more `widened()` and
+            `unguided()`; of bits and letters `widened()`, `tempered()` and `unguided()`; `tempered()` and `unguided()`
+            where the kernel lacks closed forms (a warning says so). `Posterior.twist` says which.
         threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
 
     Returns:
@@ -56,7 +64,9 @@ def smc(
 
         - ValueError: the program cannot be conditioned (`Conditioned.check` lists why); all weights are zero at a step;
           r or its gradient is NaN;
-        - TypeError: r has no derivative, and the twist needs one.
+        - TypeError: r has no derivative, and the twist that was asked for needs one.
+
+        It warns where `Posterior.verdict()` says not to trust the result.
 
         Under `jax.vmap` and `jax.jit` values cannot be looked at: there `Posterior.check()` says the last two.
 
@@ -80,7 +90,13 @@ def smc(
     @jax.jit
     def compiled(key: Array, params: dict[str, Any], *args: Any) -> Posterior:
         conditioned = Conditioned(lambda: model(*args), site, params)
-        return _run(key, conditioned, num_particles, twist, threshold)
+        some = conditioned.target(jax.tree.map(jnp.zeros_like, jax.eval_shape(conditioned.latents, key)))
+        twists = candidates(some) if twist is None else (require_suited(twist, some),)
+        swarm = Swarm(conditioned, twists, threshold)
+        if len(twists) == 1:
+            return swarm.run(key, num_particles)
+        pilot_key, key = jax.random.split(key)
+        return swarm.run(key, num_particles, best(swarm.run, pilot_key, len(twists), num_particles))
 
     def run(key: Array, *args: Any) -> Posterior:
         Conditioned(lambda: model(*args), site, params).check()
@@ -91,88 +107,86 @@ def smc(
             if not any(word in str(error) for word in ("JVP", "differentiat")):
                 raise
             raise TypeError(
-                f"Expected an r that JAX can differentiate, as the twist {_name(twist)} takes its gradient; got: "
-                f"{error} Observe through differentiable functions, or write a twist of your own that needs none."
+                f"Expected an r that JAX can differentiate, as the twist {type(twist).__name__}() takes its gradient; "
+                f"got: {error} Leave the twist out, or take unguided() or averaged(slopes=False), which need none."
             ) from error
         if is_concrete(posterior.log_evidence):
             posterior.check()
+            if posterior.log_weight.ndim == 1 and problems(posterior.summary()):
+                warnings.warn(f"{posterior.verdict()} Take more particles, and another key.", stacklevel=2)
         return posterior
 
     return run
 
 
-def suited(twist: Twist | None, target: Target) -> Twist:
-    """The twist for a kernel: `widened` where its closed forms are known, and else `tempered`, with a warning.
+@dataclass(frozen=True, eq=False)
+class Swarm:
+    """A run of particles down a program's chain, ready for any of some twists.
 
-    Raises:
-        ValueError: a twist was asked for that the kernel does not allow.
+    Args:
+        conditioned: The program.
+        twists: The twists.
+        threshold: Particles are resampled where their effective sample size falls below this share of them.
     """
-    diffusion = target.diffusion
-    kind, kernel = guidance.predicting(diffusion), type(diffusion.kernel).__name__
-    if target.known is not None:
-        if kind is None:
-            raise ValueError(
-                f"Expected a kernel with {guidance.listed(needs=True)}, whose last step can be conditioned, for "
-                f"coordinates that are known exactly; got {kernel}. Observe them with a little noise."
-            )
-        if not isinstance(twist, widened | None):
-            raise ValueError(f"Expected twist=widened() for coordinates that are known exactly; got {_name(twist)}.")
-        x = jnp.zeros(diffusion.event_shape, state_dtype(diffusion))
-        kind.require_clampable(diffusion.decode(x), full=None if twist is None else twist.full)
-    if kind is None and twist is None:
-        warnings.warn(
-            f"{kernel} has no {guidance.listed(needs=True)}, from which widened() predicts x^0; tempered() is used in "
-            "its place. Look at the k-hat of each step.",
-            stacklevel=2,
+
+    conditioned: Conditioned
+    twists: Sequence[Twist]
+    threshold: float
+
+    def run(self, key: Array, num: int, which: ArrayLike = 0) -> Posterior:
+        """The posterior by `num` particles under twist number `which`, which may be traced."""
+        last_key, *keys = jax.random.split(key, 3)
+        latent_keys, start_keys = jax.random.split(keys[0], (2, num))
+        latents = jax.vmap(self.conditioned.latents)(latent_keys)
+        one = self.conditioned.target(jax.tree.map(lambda leaf: leaf[0], latents))
+        num_steps = one.diffusion.num_steps
+
+        def target(latents: Latents) -> Target:
+            return self.conditioned.target(latents) if latents else one  # one for all, made outside the scan
+
+        # Twists that differ in numbers alone are one program.
+        alike = len({jax.tree.structure(twist) for twist in self.twists}) == 1 and not jax.tree_util.all_leaves(
+            self.twists[:1]
         )
-        return tempered()
-    if kind is None and not isinstance(twist, tempered):
-        raise ValueError(
-            f"Expected a kernel with {guidance.listed(needs=True)} for the twist {_name(twist)}; {kernel} has none. "
-            "Use twist=tempered()."
+
+        def choose(of: Callable[..., Any], *args: Any) -> Any:
+            if len(self.twists) == 1:
+                return of(self.twists[0], *args)
+            if alike:
+                return of(jax.tree.map(lambda *numbers: jnp.stack(numbers)[which], *self.twists), *args)
+            return jax.lax.switch(which, [partial(of, twist) for twist in self.twists], *args)
+
+        def start(twist: Twist, key: Array, latents: Latents) -> tuple[Array, Array]:
+            drawn: tuple[Array, Array] = jax.vmap(lambda key, z: twist.start(target(z)).draw(key))(key, latents)
+            return drawn
+
+        def back(twist: Twist, cloud: Cloud, t: Array, key: Array) -> tuple[Cloud, Any]:
+            at: Any = jax.vmap(lambda x, latents: Step(*twist.at(target(latents), x, t)))
+            return move(cloud, at(cloud.x, cloud.latents), key)
+
+        def last(twist: Twist, cloud: Cloud, key: Array) -> tuple[Cloud, Any]:
+            at: Any = jax.vmap(lambda x, latents: Step(*twist.last(target(latents), x)))
+            return move(cloud, at(cloud.x, cloud.latents), key)
+
+        def move(cloud: Cloud, steps: Step, key: Array) -> tuple[Cloud, Any]:
+            steps = positive(steps)
+            cloud, diagnosis = arrive(cloud, steps.log_r)
+            keys = jax.random.split(key, num + 1)
+            cloud, steps, resampled = resample(cloud, steps, key=keys[0], threshold=self.threshold)
+            return draw(cloud, steps, keys=keys[1:]), (diagnosis, resampled)
+
+        x, log_weight = choose(start, start_keys, latents)
+        cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
+        cloud, trail = jax.lax.scan(
+            lambda cloud, at: choose(back, cloud, *at),
+            cloud,
+            (jnp.arange(2, num_steps + 1), jax.random.split(keys[1], num_steps - 1)),
+            reverse=True,
         )
-    return widened() if twist is None else twist
-
-
-def _run(key: Array, conditioned: Conditioned, num: int, twist: Twist | None, threshold: float) -> Posterior:
-    latent_key, start_key, key = jax.random.split(key, 3)
-    latents = jax.vmap(conditioned.latents)(jax.random.split(latent_key, num))
-    first = jax.tree.map(lambda leaf: leaf[0], latents)
-    some = conditioned.target(first)
-    chosen, num_steps = suited(twist, some), some.diffusion.num_steps
-
-    def target(latents: Latents) -> Target:
-        return conditioned.target(latents) if latents else some  # one for all, made outside the scan
-
-    def start(key: Array, latents: Latents) -> tuple[Array, Array]:
-        return chosen.start(target(latents)).draw(key)
-
-    def at(x: Array, latents: Latents, t: Array) -> Step:
-        return Step(*chosen.at(target(latents), x, t))
-
-    def last(x: Array, latents: Latents) -> Step:
-        return Step(*chosen.last(target(latents), x))
-
-    def back(cloud: Cloud, t: Array) -> tuple[Cloud, Any]:
-        steps = jax.vmap(at, (0, 0, None))(cloud.x, cloud.latents, t)
-        return move(cloud, steps, jax.random.fold_in(key, t))
-
-    def move(cloud: Cloud, steps: Step, key: Array) -> tuple[Cloud, Any]:
-        steps = positive(steps)
-        cloud, diagnosis = arrive(cloud, steps.log_r)
-        cloud, steps, resampled = resample(cloud, steps, key=key, threshold=threshold)
-        return draw(cloud, steps, key=jax.random.fold_in(key, 1)), (diagnosis, resampled)
-
-    x, log_weight = jax.vmap(start)(jax.random.split(start_key, num), latents)
-    cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
-    cloud, trail = jax.lax.scan(back, cloud, jnp.arange(2, num_steps + 1), reverse=True)
-    cloud, final = move(cloud, jax.vmap(last)(cloud.x, cloud.latents), jax.random.fold_in(key, 1))
-    cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents))
-    return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail)
-
-
-def _name(twist: Twist | None) -> str:
-    return f"{type(widened() if twist is None else twist).__name__}()"
+        cloud, final = choose(last, cloud, last_key)
+        cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents))
+        names = tuple(map(repr, self.twists))
+        return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail, twist=jnp.asarray(which), twists=names)
 
 
 class Cloud(NamedTuple):
@@ -237,11 +251,14 @@ def arrive(cloud: Cloud, log_r: Array) -> tuple[Cloud, Diagnosis]:
 
 
 def resample(cloud: Cloud, steps: Step, *, key: Array, threshold: float) -> tuple[Cloud, Step, Array]:
-    """Draws particles in proportion to their weights, systematically, where few of them count; else leaves them."""
+    """Draws particles in proportion to their weights where few of them count; else leaves them.
+
+    Independently of each other: only so does their ancestry tell the error of the evidence (Lee and Whiteley 2018).
+    """
     num = len(cloud.log_weight)
     share = jax.nn.softmax(cloud.log_weight)
     needed = 1 / jnp.sum(share**2) < threshold * num
-    rows = jnp.where(needed, systematic(share, key, num), jnp.arange(num))
+    rows = jnp.where(needed, multinomial(share, key, num), jnp.arange(num))
     x, latents, eve, steps = jax.tree.map(lambda leaf: leaf[rows], (cloud.x, cloud.latents, cloud.eve, steps))
     log_mean = jax.nn.logsumexp(cloud.log_weight) - jnp.log(num)
     resampled = Cloud(
@@ -255,30 +272,40 @@ def resample(cloud: Cloud, steps: Step, *, key: Array, threshold: float) -> tupl
     return resampled, steps, needed
 
 
-def draw(cloud: Cloud, steps: Step, *, key: Array) -> Cloud:
-    """Moves every particle a step back, and weighs it by p / (q r_t)."""
-    x, log_ratio = jax.vmap(lambda move, key: move.draw(key))(steps.move, jax.random.split(key, len(cloud.x)))
+def draw(cloud: Cloud, steps: Step, *, keys: Array) -> Cloud:
+    """Moves every particle a step back, each by its own key, and weighs it by p / (q r_t)."""
+    x, log_ratio = jax.vmap(lambda move, key: move.draw(key))(steps.move, keys)
     return cloud._replace(x=x, log_weight=cloud.log_weight + log_ratio - steps.log_r)
 
 
-def finish(cloud: Cloud, ends: list[tuple[Diagnosis, Array]], trail: tuple[Diagnosis, Array]) -> Posterior:
+def finish(
+    cloud: Cloud,
+    ends: list[tuple[Diagnosis, Array]],
+    trail: tuple[Diagnosis, Array],
+    *,
+    twist: Array,
+    twists: tuple[str, ...],
+) -> Posterior:
     """The posterior that the particles at t = 0 are, with the diagnoses of t = 0, 1 (`ends`) and 2..T (`trail`)."""
     first = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ends)
     diagnosis, resampled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, trail)
     num = len(cloud.log_weight)
     share = jax.nn.softmax(cloud.log_weight)
     by_eve = jnp.zeros(num).at[cloud.eve].add(share)
-    correction = (num / (num - 1)) ** (cloud.num_resampled + 1.0)
-    variance = 1 - correction * (1 - jnp.sum(by_eve**2))
+    grown = jnp.expm1((cloud.num_resampled + 1.0) * math.log(num / (num - 1)))
+    variance = (1 + grown) * jnp.sum(by_eve**2) - grown
+    variance = jnp.where(jnp.abs(variance) < 1e-4 * grown, 0.0, variance)  # even weights, but for rounding
     return Posterior(
         samples=cloud.x,
         log_weight=cloud.log_weight,
         log_evidence=cloud.log_evidence + jax.nn.logsumexp(cloud.log_weight) - jnp.log(num),
-        log_evidence_se=jnp.sqrt(jnp.maximum(variance, 0.0)),
+        log_evidence_se=jnp.where(variance < 0, jnp.nan, jnp.sqrt(jnp.abs(variance))),
         latents=cloud.latents,
         ess=diagnosis.ess,
         tail=diagnosis.tail,
         num_ancestors=diagnosis.num_ancestors,
         num_nan=diagnosis.num_nan,
         resampled=resampled,
+        twist=twist,
+        twists=twists,
     )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count
-from dpm_ppl.inference.psis import psis
+from dpm_ppl.inference.posteriors.verdict import cautions, error_text, problems, sentence
+from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import record, variable, write
+from dpm_ppl.kernels.kernel import is_concrete
 
 
 @jax.tree_util.register_dataclass
@@ -26,11 +28,9 @@ class Posterior:
         samples: Data x^0, shape (num_particles, *event).
         log_weight: Log weights of `samples` in nats, shape (num_particles,); of any scale.
         log_evidence: log Z_hat in nats, scalar; exp of it is an unbiased estimate of Z.
-        log_evidence_se: Its standard error by the delta method, from the particles' ancestry in this one run: that of
-            multinomial resampling, so somewhat large for the systematic one used; too small, by a quarter to a third
-            over ten bits in five steps, where now and then a weight is large. It is never above 1, nor worth much above
-            one half; and 0 where the estimated variance is below 0, as it can be when few ancestors are left. Source:
-            Lee and Whiteley 2018, eq. 8.
+        log_evidence_se: Its standard error by the delta method, from the particles' ancestry in this one run. It is
+            never above 1, nor worth much above one half; and NaN, not known, where the estimated variance is below 0,
+            as it can be when few ancestors are left. Source: Lee and Whiteley 2018, eq. 8.
         latents: The program's other latent variables, each of shape (num_particles, ...).
         ess: Kish's effective sample size of the weights of x^t before any resampling, t = 0..T, shape (T + 1,).
         tail: The largest log weights at each t, from which `khat` is taken, shape (T + 1, tail).
@@ -38,6 +38,8 @@ class Posterior:
             are left, latent variables and far-back states are known from few draws.
         num_nan: Weights that were NaN or +inf at t, shape (T + 1,); they count as zero.
         resampled: Whether the particles were resampled at t, shape (T + 1,).
+        twist: Which of `twists` the particles were guided by.
+        twists: Names of the twists that were tried.
     """
 
     samples: Array
@@ -50,6 +52,24 @@ class Posterior:
     num_ancestors: Array
     num_nan: Array
     resampled: Array
+    twist: Array | int = 0
+    twists: tuple[str, ...] = field(default=(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        if self.log_weight.ndim != 1 or not is_concrete(self.log_weight):
+            batch = self.log_weight.shape[:-1]
+            return f"Posterior of a batch {batch}, {self.num_particles:,} particles each"
+        row = self.summary()
+        error = error_text(row["log_evidence_nats_se"], 3)
+        guided = f", guided by {self.twists[int(self.twist)]}" if self.twists else ""
+        khat = f"k-hat {row['khat']:.2f}, largest {row['largest_khat']:.2f}"
+        return (
+            f"Posterior: {self.num_particles:,} particles of shape {self.samples.shape[1:]}{guided}\n"
+            f"  log evidence {row['log_evidence_nats']:.3f} {error} nats\n"
+            f"  {row['ess']:,.0f} effective, least {row['least_ess']:,.0f}; {khat}; "
+            f"{row['num_ancestors']:,} ancestors\n"
+            f"  {self.verdict()}"
+        )
 
     @property
     def num_particles(self) -> int:
@@ -112,10 +132,22 @@ class Posterior:
                 )
 
     def summary(self) -> dict[str, float]:
-        """The evidence and its error in nats and bits, the least ESS, the largest k-hat, the surviving ancestors."""
+        """The evidence and its error in nats and bits, the least ESS, the largest k-hat, the surviving ancestors.
+
+        `khat_used` and `share_used` are k-hat and the effective share of the particles at the worst of the steps whose
+        mean weight enters the evidence. An error that is not known is NaN.
+
+        Raises:
+            ValueError: this is a batch of posteriors.
+        """
         self._check_single()
-        khat = self.khat
-        error = float(self.log_evidence_se)
+        khat, error = self.khat, float(self.log_evidence_se)
+        # A mean weight enters the evidence at t = 0 and where the particles were resampled; else weights are carried.
+        used = np.asarray(self.resampled, bool).copy()
+        used[0] = True
+        share = np.asarray(self.ess)[used] / self.num_particles
+        heavy = khat[used] > GOOD_KHAT
+        worst = int(np.argmin(np.where(heavy, share, np.inf))) if heavy.any() else 0  # heavy, and fewest count
         return {
             "num_particles": self.num_particles,
             "log_evidence_nats": float(self.log_evidence),
@@ -128,7 +160,18 @@ class Posterior:
             "largest_khat": float(np.nanmax(khat)) if np.isfinite(khat).any() else float("nan"),
             "num_ancestors": int(self.num_ancestors[0]),
             "num_resampled": int(jnp.sum(self.resampled)),
+            "khat_used": float(khat[used][worst]),
+            "share_used": float(share[worst]),
         }
+
+    def verdict(self) -> str:
+        """In words whether to trust the posterior and its evidence, and what speaks against them.
+
+        Raises:
+            ValueError: this is a batch of posteriors.
+        """
+        row = self.summary()
+        return sentence("The posterior", problems(row), cautions(row))
 
     def _check_single(self) -> None:
         if self.log_weight.ndim != 1:

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-DEFENSIVE = 0.1  # share of a proposal over bits or letters that is the reverse step
+from dpm_ppl.distributions import inverse_lower
+
+DEFENSIVE = 0.1  # share of a proposal over bits or letters, or of a mixture, that is the reverse step
 
 
 def _record(*static: str) -> Any:
@@ -52,7 +54,7 @@ class NormalMove:
         loc: Mean of the reverse step, shape (num_blocks, size).
         scale_tril: Its factor, shape (num_blocks, size, size).
         shift: Shift of the proposal in units of the reverse step, shape (num_blocks, size).
-        factor: Triangular matrix of the proposal in those units, shape (num_blocks, size, size).
+        factor: Lower-triangular matrix of the proposal in those units, shape (num_blocks, size, size).
         log_p_known: log density, in nats, of coordinates that are known and not drawn.
         p: The reverse step where it is no normal of that mean and covariance; else None.
         event_shape: Shape of a state.
@@ -70,16 +72,70 @@ class NormalMove:
         """A state of shape (*event), and log p - log q in nats."""
         e = jax.random.normal(key, self.loc.shape, self.loc.dtype)
         z = self.shift + jnp.einsum("bij,bj->bi", self.factor, e)
-        x = (self.loc + jnp.einsum("bij,bj->bi", self.scale_tril, z)).reshape(self.event_shape)
         log_q = -0.5 * jnp.sum(e**2) - _log_det(self.factor)  # in units of the reverse step, less a constant
+        return self.state(z), self.log_p(z) - log_q
+
+    def state(self, z: Array) -> Array:
+        """The state that is z in units of the reverse step, shape (*event)."""
+        return (self.loc + jnp.einsum("bij,bj->bi", self.scale_tril, z)).reshape(self.event_shape)
+
+    def log_p(self, z: Array) -> Array:
+        """Log density of the reverse step there, in nats, less the constant of a normal in those units."""
         if self.p is None:
-            return x, self.log_p_known - 0.5 * jnp.sum(z**2) - log_q
-        constant = _log_det(self.scale_tril) + 0.5 * e.size * math.log(2 * math.pi)
-        return x, self.p.log_prob(x) + constant - log_q
+            return self.log_p_known - 0.5 * jnp.sum(z**2)
+        constant = _log_det(self.scale_tril) + 0.5 * z.size * math.log(2 * math.pi)
+        return self.p.log_prob(self.state(z)) + constant
 
     def undefended(self) -> "NormalMove":
         """Itself: it has no share of the reverse step."""
         return self
+
+
+@_record()
+@dataclass(frozen=True, eq=False)
+class MixtureMove:
+    """A normal proposal, normals about points, and the reverse step itself, mixed: so p / q is bounded.
+
+    Attributes:
+        normal: The normal proposal.
+        shifts: Means of the normals about points, in units of the reverse step, shape (num_points, num_blocks, size).
+        log_share: Log shares of the points, which add up to one, shape (num_points,).
+        factor: Lower-triangular matrix that they all have in those units, shape (num_blocks, size, size).
+        trust: Share of the normal proposal in what is guided.
+        defence: Share of the reverse step in all.
+    """
+
+    normal: NormalMove
+    shifts: Array
+    log_share: Array
+    factor: Array
+    trust: Array
+    defence: Array
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """A state of shape (*event), and log p - log q in nats."""
+        normal = self.normal
+        dtype = normal.loc.dtype
+        least = jnp.nextafter(jnp.asarray(-1, dtype), jnp.asarray(0, dtype))
+        drawn = jax.random.uniform(key, (normal.loc.size + 3,), dtype, least, 1)  # once: generators compile for long
+        of_points, guided, point = (drawn[:3] + 1) / 2
+        e = math.sqrt(2) * jax.lax.erf_inv(drawn[3:]).reshape(normal.loc.shape)
+        row = jnp.searchsorted(jnp.cumsum(jnp.exp(self.log_share[:-1])), point)
+        near = self.shifts[row] + jnp.einsum("bij,bj->bi", self.factor, e)
+        whole = normal.shift + jnp.einsum("bij,bj->bi", normal.factor, e)
+        z = jnp.where(guided < self.defence, e, jnp.where(of_points < self.trust, whole, near))
+        off = jnp.einsum("bij,mbj->mbi", inverse_lower(self.factor), z - self.shifts)
+        log_near = jax.nn.logsumexp(self.log_share - 0.5 * jnp.sum(off**2, (-1, -2))) - _log_det(self.factor)
+        off = jnp.einsum("bij,bj->bi", inverse_lower(normal.factor), z - normal.shift)
+        log_whole = -0.5 * jnp.sum(off**2) - _log_det(normal.factor)
+        log_base = -0.5 * jnp.sum(z**2)  # in units of the reverse step, less a constant, as are the others
+        log_guided = jnp.logaddexp(jnp.log(self.trust) + log_whole, jnp.log1p(-self.trust) + log_near)
+        log_q = jnp.logaddexp(jnp.log1p(-self.defence) + log_guided, jnp.log(self.defence) + log_base)
+        return normal.state(z), normal.log_p(z) - log_q
+
+    def undefended(self) -> "MixtureMove":
+        """What is guided alone."""
+        return replace(self, defence=jnp.zeros_like(self.defence))
 
 
 @_record()
@@ -140,7 +196,7 @@ class CategoricalMove:
         return replace(self, unguided=self.logits)
 
 
-Move = Unguided | NormalMove | BernoulliMove | CategoricalMove
+Move = Unguided | NormalMove | MixtureMove | BernoulliMove | CategoricalMove
 
 
 def _defended(key: Array, guided: dist.Distribution, unguided: dist.Distribution) -> tuple[Array, Array]:

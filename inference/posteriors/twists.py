@@ -5,13 +5,17 @@ an object, named like NumPyro's handlers, with three methods for one particle; o
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import ArrayLike
 
-from dpm_ppl.inference.posteriors import guidance
+from dpm_ppl.arguments import require_count
+from dpm_ppl.inference.posteriors import gaussian_averaging, guidance
 from dpm_ppl.inference.posteriors.conditioning import Target
 from dpm_ppl.inference.posteriors.proposals import Move, Unguided
 
@@ -31,15 +35,15 @@ class Twist(Protocol):
 
 @dataclass(frozen=True)
 class widened:
-    """r averaged over the uncertainty of x^0 given x^t; the default.
+    """r averaged over the uncertainty of x^0 given x^t, by an expansion of log r.
 
     Gaussian diffusion: x^0 given x^t is taken as a normal, and log r to second order at its mean, which is exact where
     r is Gaussian under a linear map. The mean is that of the reverse step undone, x0 = (mean - c1 x^t) / c0; the
-    covariance is (1 - alpha_bar_t) / sqrt(alpha_bar_t) dx0/dx^t (Tweedie's second order), in events of at most 16
-    coordinates, and (1 - alpha_bar_t) I in larger ones, where r is taken coordinate by coordinate. Bernoulli diffusion:
-    r is expanded in single flips at the likeliest x^0, which is exact where it factorises; categorical diffusion: in
-    single substitutions, likewise. Coordinates that are known exactly, by an observed `Delta`, follow the forward
-    chain's conditional.
+    covariance is dx0/dx^t S A^-T for q(x^t | x^0) = N(A x0, S) (Tweedie's second order), in events of at most 16
+    coordinates, and in larger ones that of standard normal data, where r is taken coordinate by coordinate. Bernoulli
+    diffusion: r is expanded in single flips at the likeliest x^0, which is exact where it factorises; categorical
+    diffusion: in single substitutions, likewise. Coordinates that are known exactly, by an observed `Delta`, follow the
+    forward chain's conditional.
 
     Args:
         full: Whether the covariance of x^0 is kept whole; by default where the event has at most 16 coordinates. Ask
@@ -64,6 +68,76 @@ class widened:
         """Log E[r(x^0) | x^1], and the move that draws x^0."""
         kind = guidance.require_predicting(target.diffusion.kernel)
         return kind.product(target.diffusion.decode(x), target.log_r, target.known, full=self.full)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["power"], meta_fields=["num_points", "slopes", "full"])
+@dataclass(frozen=True)
+class averaged:
+    """r averaged over points of x^0 given x^t, whatever its shape: rings, ridges, several modes. Gaussian diffusion.
+
+    The normal of x^0 given x^t is that of `widened`. Half of the points are its own, half those of its product with r
+    expanded to second order, each weighed by how it was drawn; where r bears the expansion out, as where it is Gaussian
+    under a linear map, its integral and its normal are taken. The proposal is a mixture of that normal, of normals
+    about the points, and a share of the reverse step itself. It takes `num_points` evaluations of r a particle and
+    step, and one of the reverse step.
+
+    Args:
+        num_points: Number of points, a power of two.
+        slopes: Whether the expansion is used, which takes r's gradient; else all points are the normal's own, for an r
+            without one (a simulator, a count, a rounding).
+        power: Power of r that the twist is of, in [0, 1]: below 1 it believes less of what the reverse steps predict
+            of x^0, which may be wrong; at 0 it is `unguided`.
+        full: As for `widened`.
+
+    Raises:
+        ValueError: `num_points` is no power of two, or less than 4.
+
+    Source: importance sampling of E[r(x^0) | x^t], with defensive mixtures and a control variate (Hesterberg 1995).
+    """
+
+    num_points: int = 32
+    slopes: bool = True
+    power: ArrayLike = 1.0
+    full: bool | None = None
+
+    def __post_init__(self) -> None:
+        num = require_count("num_points", self.num_points, at_least=4)
+        if num & (num - 1):
+            raise ValueError(f"Expected `num_points` to be a power of two, as 32 or 64; got {num}.")
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T: from pi."""
+        return Unguided(target.diffusion.kernel.stationary())
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """Log r_t(x^t), and the mixture that moves to x^(t-1)."""
+        return gaussian_averaging.averaged_step(target, x, t, self._averaging, full=self.full)
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """Log E[r(x^0) | x^1], and the mixture that draws x^0."""
+        p = target.diffusion.decode(x)
+        return gaussian_averaging.averaged_product(p, target.log_r, target.known, self._averaging, full=self.full)
+
+    @property
+    def _averaging(self) -> gaussian_averaging.Averaging:
+        return gaussian_averaging.Averaging(self.num_points, self.slopes, self.power)
+
+
+@dataclass(frozen=True)
+class unguided:
+    """No twist: particles are draws of the prior, weighed by r at the end. For any r at all that the prior meets."""
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T: from pi."""
+        return Unguided(target.diffusion.kernel.stationary())
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """0, and the reverse step."""
+        return jnp.zeros(()), Unguided(target.diffusion.reverse(x, t))
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """0, and the last step."""
+        return jnp.zeros(()), Unguided(target.diffusion.decode(x))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from numpyro import handlers
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import denoised, smc, widened
+from dpm_ppl.inference import denoised, smc, unguided, widened
 from dpm_ppl.inference.posteriors.conditioning import Conditioned
 from tests.oracles import GaussianOracle
 
@@ -20,6 +20,10 @@ X = jnp.array([0.4, -1.3])
 
 def chain(name="x"):
     return dpm.reverse_chain(name, ORACLE.diffusion())
+
+
+# What is refused and what is answered shows with few particles.
+pytestmark = pytest.mark.filterwarnings("ignore:The posterior can NOT be trusted:UserWarning")
 
 
 def run(program, *args, params=ORACLE.params, site="x", **options):
@@ -201,17 +205,28 @@ def loop(x):
 
 
 @pytest.mark.parametrize("log_r", [callback, loop])
-@pytest.mark.parametrize("twist", [None, denoised])
-def test_an_r_without_derivative_is_refused(log_r, twist):
-    with pytest.raises(TypeError, match="(?s)Expected an r that JAX can differentiate.*twist of your own"):
+@pytest.mark.parametrize("twist", [widened, denoised])
+def test_an_r_without_derivative_is_refused_by_twists_that_need_one(log_r, twist):
+    with pytest.raises(TypeError, match=r"(?s)Expected an r that JAX can differentiate.*or take unguided\(\)"):
         run(factor(log_r), twist=twist)
+
+
+def test_an_r_without_derivative_has_an_answer_by_default():
+    given = [
+        smc(factor(callback), "x", params=ORACLE.params, num_particles=400, twist=twist)(jax.random.key(0))
+        for twist in (None, unguided)
+    ]
+    off = given[0].log_evidence - given[1].log_evidence
+    assert abs(off) < 4 * np.hypot(given[0].log_evidence_se, given[1].log_evidence_se)
 
 
 def test_an_r_that_is_zero_everywhere_or_nan_names_the_step():
     with pytest.raises(ValueError, match="all weights are zero at t = 0 of 3.*soften it"):
         run(factor(lambda x: jnp.where(x[0] > 1e3, 0.0, -jnp.inf)))
+    flat = factor(lambda x: -jnp.sqrt(jnp.maximum(x[0] - 1e3, 0.0)))  # 0, but its gradient is 0 * inf
     with pytest.raises(ValueError, match=r"particles have NaN at t = \d of 3"):
-        run(factor(lambda x: -jnp.sqrt(jnp.maximum(x[0] - 1e3, 0.0))))  # its gradient is 0 * inf
+        run(flat, twist=widened)
+    assert run(flat).log_evidence == pytest.approx(0, abs=0.01)
     with pytest.raises(ValueError, match="20 of 20 particles have NaN"):
         run(factor(lambda x: jnp.log(-jnp.abs(x[0]) - 1)))
 

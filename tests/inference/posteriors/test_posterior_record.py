@@ -34,6 +34,7 @@ def made(num_particles: int = NUM, *, batch: tuple[int, ...] = (), scale: float 
         num_ancestors=jnp.asarray(RNG.integers(1, num_particles, (*batch, NUM_STEPS + 1))),
         num_nan=jnp.zeros((*batch, NUM_STEPS + 1), int),
         resampled=jnp.asarray(RNG.random((*batch, NUM_STEPS + 1)) < 0.5),
+        twist=jnp.zeros(batch, int),
     )
 
 

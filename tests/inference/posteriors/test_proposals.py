@@ -6,7 +6,14 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, BernoulliMove, CategoricalMove, NormalMove, Unguided
+from dpm_ppl.inference.posteriors.proposals import (
+    DEFENSIVE,
+    BernoulliMove,
+    CategoricalMove,
+    MixtureMove,
+    NormalMove,
+    Unguided,
+)
 from tests.oracles import STATES, worst
 
 LOC, TRIL = jnp.array([[0.4, -1.2]]), jnp.array([[[0.8, 0.0], [0.3, 0.5]]])
@@ -60,3 +67,25 @@ def test_an_unguided_move_has_no_weight():
     x, log_ratio = draws(Unguided(dist.Normal(jnp.array([0.4, -1.2]), 0.5).to_event(1)))
     assert (log_ratio == 0).all()
     assert worst(x, np.array([0.4, -1.2])) < 3
+
+
+@pytest.mark.parametrize("p", [None, dist.MultivariateNormal(jnp.array([0.1, -1.0]), scale_tril=0.9 * jnp.eye(2))])
+def test_a_mixture_move_is_weighed_by_the_ratio_of_densities(p):
+    normal = NormalMove(LOC, TRIL, SHIFT, jnp.tril(FACTOR), jnp.asarray(0.25), p, (2,))
+    shifts, factor = jnp.array([[[1.5, 0.3]], [[-1.0, 0.8]], [[0.2, -2.0]]]), jnp.array([[[0.3, 0.0], [0.1, 0.6]]])
+    share, trust, defence = jnp.array([0.5, 0.2, 0.3]), jnp.asarray(0.3), jnp.asarray(0.2)
+    x, log_ratio = draws(MixtureMove(normal, shifts, jnp.log(share), factor, trust, defence))
+
+    def part(shift, factor):
+        return dist.MultivariateNormal(LOC[0] + TRIL[0] @ shift, scale_tril=TRIL[0] @ factor)
+
+    parts = [part(shift[0], factor[0]) for shift in shifts]
+    parts += [part(SHIFT[0], jnp.tril(FACTOR)[0]), part(jnp.zeros(2), jnp.eye(2))]
+    shares = jnp.array([*(0.8 * 0.7 * share), 0.8 * 0.3, 0.2])
+    log_q = jax.nn.logsumexp(jnp.stack([q.log_prob(x) for q in parts]) + jnp.log(shares)[:, None], axis=0)
+    over = parts[-1] if p is None else p
+    np.testing.assert_allclose(log_ratio, over.log_prob(x) - log_q + (0.25 if p is None else 0), rtol=1e-7, atol=1e-9)
+    mean = sum(s * q.mean for s, q in zip(shares, parts, strict=True))
+    squares = sum(s * (q.covariance_matrix + jnp.outer(q.mean, q.mean)) for s, q in zip(shares, parts, strict=True))
+    assert worst((x, x[:, :, None] * x[:, None, :]), (mean, squares)) < 3.5
+    assert (log_ratio - (0.25 if p is None else 0)).max() < -np.log(0.2) + (0 if p is None else 30)

@@ -1,0 +1,51 @@
+"""Numbers stand where a figure fails; programs without a null bound or a mean step have both."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from dpm_ppl.commands.figures import save_figure
+from dpm_ppl.reports import fit as fit_report
+from tests.command_line import GAUSSIAN, dpm
+
+
+def test_a_figure_that_fails_is_a_warning(tmp_path, capsys):
+    def draw():
+        raise NotImplementedError("no mean\nof it")
+
+    assert save_figure(tmp_path / "a.png", draw) == []
+    assert capsys.readouterr().err == (
+        "Warning: no a.png, as drawing it failed (NotImplementedError: no mean of it). The numbers are not touched by "
+        "it.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert save_figure(tmp_path / "b.png", Figure) == [tmp_path / "b.png"]
+    assert (tmp_path / "b.png").stat().st_size > 100
+
+
+def test_a_figure_that_fails_does_not_cost_the_numbers_of_a_fit(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(GAUSSIAN)
+
+    def fails(*args, **kwargs):
+        raise ValueError("Axis limits cannot be NaN or Inf")
+
+    monkeypatch.setattr(fit_report, "fit_figure", fails)
+    done = dpm("fit", tmp_path / "mine.py", "--run-dir", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "Warning: no figure.png, as drawing it failed (ValueError: Axis limits" in done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["elbo_bits"] < 0
+    assert "metrics.json" in done.stdout
+    assert not (tmp_path / "run" / "figure.png").exists()
+
+
+@pytest.mark.parametrize("name", ["categorical", "torus"])  # L_null is -inf; a wrapped normal has no mean
+def test_programs_whose_figure_failed_are_fitted_and_drawn(tmp_path, name):
+    done = dpm("fit", name, "--iterations", 2, "--run-dir", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "Warning" not in done.stderr
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "metrics.json").read_text())["iterations"] == 2
+    done = dpm("sample", tmp_path, "-n", 50)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "samples.png").stat().st_size > 5_000
