@@ -1,6 +1,8 @@
 """The command line, `dpm`: thin over the Python API. What is heavy is imported by the command that needs it."""
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -13,10 +15,26 @@ from dpm_ppl.commands.sample import sample
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Diffusion probabilistic models as NumPyro programs. MODEL: a name from `dpm models`, or a path to your file.",
 )
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001, as Typer calls it
+    if wanted:
+        typer.echo(f"dpm_ppl {metadata.version('dpm_ppl')}")
+        raise typer.Exit
+
+
+_Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)]
+
+
+@app.callback()
+def _about(*, version: _Version = False) -> None:
+    """What stands before a command."""
+
+
 for command in (models, fit, sample, evaluate, posterior, check):
     app.command()(command)
 

@@ -121,4 +121,6 @@ def _loops(subject: Subject, idle: list[str]) -> Finding:
             "gradient reaches it here, but initial values made there are lost when it ends: declare it outside."
         )
         return note(name, words)
-    return passed(name, f"All {len(subject.params)} parameters and modules are declared outside of loops.")
+    num = len(subject.params)
+    which = "The one parameter or module is" if num == 1 else f"All {num} parameters and modules are"
+    return passed(name, f"{which} declared outside of loops.")

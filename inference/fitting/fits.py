@@ -19,7 +19,7 @@ from numpyro.infer import RenyiELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.util import is_prng_key
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.handlers import Weight, subsample_steps
 from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.fitting import runs
@@ -131,6 +131,7 @@ def fit(
 
     Source: Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; frozen noise as in section 2.4.1.
     """
+    require_key(key)
     began = time.perf_counter()
     given = locals()  # the arguments, and when they came
     return _run(_Options(**given))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.likelihoods.likelihood import Likelihood, log_likelihood, log_mean_exp
 from dpm_ppl.inference.likelihoods.weights import raise_for_terms, reverse_weights, run_in_blocks
@@ -123,6 +123,7 @@ def sandwich(
     Source: Grosse, Ghahramani and Adams 2015 (bidirectional Monte Carlo); for several trajectories Sobolev and Vetrov
         2019.
     """
+    require_key(key)
     context = jax.tree.map(jnp.asarray, context)
     built = instantiate(definition, params, context=context)
     require_count("num_data", num_data, at_least=1)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import kl_divergence
 from tqdm import tqdm
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.entropy import entropy
@@ -143,6 +143,7 @@ def bound(
 
     Source: Sohl-Dickstein et al. 2015, eq. 14 and app. B, and the same without its replacement of cross-entropies.
     """
+    require_key(key)
     built, x0, context = given_beside(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
     num_data, num_dimensions = len(x0), math.prod(built.event_shape)

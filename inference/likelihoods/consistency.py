@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.bounds import controlled_reconstruction, divergence
@@ -98,6 +98,7 @@ def consistency_bound(
 
     Source: Luo 2022, eq. 45, with its expectations over x^t put right.
     """
+    require_key(key)
     _, x0, context = given_beside(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
     keys = jax.random.split(key, len(x0))

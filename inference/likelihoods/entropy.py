@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.kernels.kernel import has_marginal
@@ -61,6 +61,7 @@ def entropy_bounds(
 
     Source: Sohl-Dickstein et al. 2015, eq. 24 and app. A.
     """
+    require_key(key)
     built, x0, context = given_beside(definition, params, x0, context)
     kernel = built.kernel
     num_samples = require_count("num_samples", num_samples)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.likelihoods.weights import run_in_blocks
 from dpm_ppl.programs import require_params
 from dpm_ppl.tracing import trace_quietly
@@ -54,6 +54,7 @@ def importance_weights(
 
     Source: Rubin 1988; Burda, Grosse and Salakhutdinov 2016 for their use with guides.
     """
+    require_key(key)
     require_count("num_particles", num_particles, at_least=1)
     if plate is not None and not isinstance(plate, str):
         raise TypeError(f"Expected `plate` to be the name of a plate, or None for joint weights; got {plate!r}.")

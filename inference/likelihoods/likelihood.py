@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy.special import log_softmax, stdtrit
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
@@ -213,6 +213,7 @@ def log_likelihood(
 
     Source: Sohl-Dickstein et al. 2015, eq. 9; Neal 2001.
     """
+    require_key(key)
     built, x0, context = given_beside(definition, params, x0, context)
     require_count("num_particles", num_particles, at_least=1)
     require_count("num_trajectories", num_trajectories, at_least=0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target
 from dpm_ppl.inference.posteriors.pilots import best, candidates, require_suited
 from dpm_ppl.inference.posteriors.posterior import Posterior
@@ -99,6 +99,7 @@ def smc(
         return swarm.run(key, num_particles, best(swarm.run, pilot_key, len(twists), num_particles))
 
     def run(key: Array, *args: Any) -> Posterior:
+        require_key(key)
         Conditioned(lambda: model(*args), site, params).check()
         try:
             posterior = compiled(key, params, *args)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.posteriors import guidance
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Target
 from dpm_ppl.inference.posteriors.proposals import Move, Unguided
@@ -64,6 +64,7 @@ def perturbed_chain(
         return _run(key, target, num_samples, twist)
 
     def run(key: Array, *args: Any) -> Array:
+        require_key(key)
         conditioned = Conditioned(lambda: model(*args), site, params)
         conditioned.check()
         if latents := jax.eval_shape(conditioned.latents, key):

@@ -1,9 +1,16 @@
-"""Counts: what passes is an integer of Python, and what is refused is named."""
+"""Counts and keys: what passes, and what is refused by name."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpm_ppl.arguments import require_count
+import dpm_ppl as dpm
+from dpm_ppl import inference
+from dpm_ppl.arguments import require_count, require_key
+from tests.oracles import GaussianOracle
+
+ORACLE = GaussianOracle.exact(4)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -23,3 +30,32 @@ def test_a_count_that_is_no_integer(value):
 def test_a_count_too_small(value, at_least):
     with pytest.raises(ValueError, match=rf"Expected `num_samples` to be at least {at_least}; got {value}\."):
         require_count("num_samples", value, at_least=at_least)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0), jax.random.split(jax.random.key(0), 3)])
+def test_a_key_of_either_style_passes(key):
+    assert require_key(key) is key
+
+
+@pytest.mark.parametrize("key", [0, None, np.int64(3), jnp.zeros(2), jnp.zeros(2, int)])
+def test_what_is_no_key(key):
+    with pytest.raises(TypeError, match=r"Expected `key` to be a random key, such as jax.random.key\(0\); got"):
+        require_key(key)
+
+
+def test_functions_say_so_before_any_work():
+    pair = dpm.single_chain(ORACLE.diffusion)
+    of = {"params": ORACLE.params, "key": 0}
+    for call in (
+        lambda: inference.bound(ORACLE.diffusion, np.zeros((3, 2)), **of),
+        lambda: inference.log_likelihood(ORACLE.diffusion, np.zeros((3, 2)), num_particles=2, **of),
+        lambda: inference.consistency_bound(ORACLE.diffusion, np.zeros((3, 2)), **of),
+        lambda: inference.entropy_bounds(ORACLE.diffusion, np.zeros((3, 2)), **of),
+        lambda: inference.sandwich(ORACLE.diffusion, num_data=3, num_particles=2, **of),
+        lambda: inference.importance_weights(*pair, np.zeros((3, 2)), num_particles=2, **of),
+        lambda: inference.fit(*pair, np.zeros((3, 2)), key=0, num_iterations=1, batch_size=2),
+        lambda: inference.smc(pair[0], "x", params=ORACLE.params, num_particles=2)(0),
+        lambda: inference.perturbed_chain(pair[0], "x", params=ORACLE.params, num_samples=2)(0),
+    ):
+        with pytest.raises(TypeError, match="Expected `key` to be a random key"):
+            call()
