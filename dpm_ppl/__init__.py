@@ -2,9 +2,9 @@
 
 A program:
 
-- `kernels`, the steps of the forward chain: `GaussianKernel`, `BernoulliKernel`, `CategoricalKernel`, or one of your own
-  with the methods of `Kernel` (with those of `ClosedFormKernel`, analytic KLs and guided posteriors); their rates in
-  `schedules`;
+- `kernels`, the steps of the forward chain: `GaussianKernel`, `BernoulliKernel`, `CategoricalKernel`, or one of your
+  own with the methods of `Kernel` (with those of `ClosedFormKernel`, analytic KLs and guided posteriors); their rates
+  in `schedules`;
 - `Diffusion(kernel, reverse, decode, context)`, the chains; for the reverse step `networks` and `outputs`;
 - the statements `reverse_chain` (of the model) and `forward_chain` (of the guide); `single_chain` makes both, for data
   that are one chain; `subsample_steps` scores a few steps of many. `Statement` is what a handler of your own reads.
