@@ -159,9 +159,10 @@ def _comparison_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     accuracy = f"{figures['accuracy']:>10.4f} ± {figures['accuracy_se']:.4f}, p = {figures['p_value']:.2g} for 1/2"
     expected = f"{figures['coverage']:>10.4f} of {figures['coverage_expected']:.4f} for samples like the data"
+    js = {"js_bits": max(figures["js_bits"], 0.0), "js_bits_se": figures["js_bits_se"]}  # it is never negative
     return [
         (f"{figures['comparison_num_samples']:,} samples against data", ""),
-        ("  JS divergence, at least", with_error(figures, "js_bits")),
+        ("  JS divergence, at least", with_error(js, "js_bits")),
         ("  told apart (C2ST)", accuracy),
         ("  coverage of the data", expected),
     ]

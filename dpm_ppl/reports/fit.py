@@ -1,11 +1,14 @@
 """The numbers of a fit: what is reported, and the table that shows it."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
 from dpm_ppl.chains import forward_states, reverse_states
@@ -61,10 +64,33 @@ def table(figures: Mapping[str, Any]) -> str:
         if figures.get(name) is not None:
             error = figures.get(f"{name}_se")
             lines.append(f"  {label:<21}{figures[name]:>10.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    lines += [textwrap.fill(f"Warning: {problem}", 110) for problem in figures.get("problems", [])]
     if "objective_nats" in figures:
         value, error = figures["objective_nats"], figures["objective_nats_se"]
         lines.append(f"  No likelihood. Objective {value:.4f} ± {error:.4f} nats.")
     return "\n".join(lines)
+
+
+def problems(summary: Mapping[str, float], kl: ArrayLike) -> list[str]:
+    """What is wrong with a fit at sight, a sentence each: its bound is below what no learning gives.
+
+    Args:
+        summary: `dpm_ppl.inference.Bound.summary()`.
+        kl: KL divergence of each reverse step t = 2..T, nats, shape (num_data, T - 1).
+    """
+    short = summary["L_null_nats"] - summary["elbo_nats"]
+    if not short > 3 * summary["elbo_nats_se"]:
+        return []
+    lost = f"the ELBO is {short / math.log(2):.3f} bits below L_null, the bound of a model that has learned nothing"
+    bits = np.asarray(kl, float).mean(0) / math.log(2)
+    if len(bits) == 0:
+        return [f"{lost}."]
+    worst = np.sort(np.argsort(bits)[::-1][:3]) + 2
+    return [
+        f"{lost}. Of its KL, {bits.sum():.3f} bits, steps t = {', '.join(map(str, worst))} have "
+        f"{bits[worst - 2].sum():.3f}. Where these have most of it, their variance cannot be right: a fixed one is too "
+        "small or too large for so long a step (learn it, or take smaller rates there); else fit for longer."
+    ]
 
 
 def report(
@@ -125,7 +151,9 @@ def _of_chain(
             title=title,
         )
 
-    return metrics(summary, limit=limit, about=about), draw
+    figures = metrics(summary, limit=limit, about=about)
+    found = problems(summary, terms.kl)
+    return figures | ({"problems": found} if found else {}), draw
 
 
 def _of_whole_program(

@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from dpm_ppl.reports.fit import metrics, table
+from dpm_ppl.reports.fit import metrics, problems, table
 
 
 def summary(**changed):
@@ -50,3 +51,18 @@ def test_a_program_that_is_no_chain_reports_what_is_known():
     assert "K (the paper's form)" not in table(result)
     unscored = metrics({"objective_nats": -1.25, "objective_nats_se": 0.5, "num_data": 5}, limit=None, about=about)
     assert "No likelihood. Objective -1.2500 ± 0.5000 nats." in table(unscored)
+
+
+def test_a_bound_below_what_no_learning_gives_is_said_with_its_steps():
+    known = {"elbo_nats": -9.0, "elbo_nats_se": 0.2, "L_null_nats": -4.0}
+    kl = np.full((7, 5), 0.1)
+    kl[:, [1, 4]] = 2.0  # steps 3 and 6
+    (found,) = problems(known, kl)
+    assert found.startswith(f"the ELBO is {5 / math.log(2):.3f} bits below L_null")
+    assert f"Of its KL, {4.3 / math.log(2):.3f} bits, steps t = 3, " in found
+    assert f", 6 have {4.1 / math.log(2):.3f}" in found
+    about = {"model": "m", "iterations": 5, "seconds": 1.0, "problems": [found]}
+    assert "Warning: the ELBO is" in table(metrics(summary(), limit=None, about=about))
+    for better in ({"elbo_nats": -3.9}, {"elbo_nats": -4.5}, {"L_null_nats": -math.inf}):
+        assert problems(known | better, kl) == []
+    assert problems(known, kl[:, :0])[0].endswith("learned nothing.")
