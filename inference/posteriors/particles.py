@@ -284,8 +284,8 @@ def finish(
     ends: list[tuple[Diagnosis, Array]],
     trail: tuple[Diagnosis, Array],
     *,
-    twist: Array,
-    twists: tuple[str, ...],
+    twist: Array | int = 0,
+    twists: tuple[str, ...] = (),
 ) -> Posterior:
     """The posterior that the particles at t = 0 are, with the diagnoses of t = 0, 1 (`ends`) and 2..T (`trail`)."""
     first = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ends)
