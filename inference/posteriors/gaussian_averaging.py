@@ -35,7 +35,7 @@ from dpm_ppl.inference.posteriors.gaussian_guidance import (
 )
 from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, MixtureMove, NormalMove
 
-MOST_COORDINATES = 64  # of an event that is averaged over: in more a few points meet nothing of r
+MOST_COORDINATES = 10  # of an event that is averaged over by default: in more few points meet r, and programs are large
 
 MOST_TRUST = 0.98  # share of the expansion's normal where r bears it out at every point
 

@@ -50,7 +50,7 @@ def smc(
         params: Parameters by name, as `SVI.get_params` or `load_params` gives them.
         num_particles: Number of particles N, at least 2.
         twist: What tells a particle early what r will say, such as `averaged()`. By default the best of those that suit
-            the chain, by pilot runs of a third as many particles in all (and at least 8 in each of 12): of up to 64
+            the chain, by pilot runs of a third as many particles in all (and at least 8 in each of 12): of up to 10
             real numbers `averaged` at powers 1, 0.5 and 0, which is draws of the prior; of more `widened()` and
             `unguided()`; of bits and letters `widened()`, `tempered()` and `unguided()`; `tempered()` and `unguided()`
             where the kernel lacks closed forms (a warning says so). `Posterior.twist` says which.
