@@ -1,6 +1,7 @@
 """Figures of a command: the numbers are written before them, and stand where one fails."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def save_figure(path: Path, draw: Callable[[], Any]) -> list[Path]:
         OSError: the file cannot be written.
     """
     try:
-        figure = draw()
-        figure.draw_without_rendering()
+        drawn = BytesIO()
+        draw().savefig(drawn, format="png", dpi=120)
     except Exception as error:  # whatever a program's own laws raise
         typer.echo(
             f"Warning: no {path.name}, as drawing it failed ({type(error).__name__}: {' '.join(str(error).split())}). "
@@ -32,5 +33,5 @@ def save_figure(path: Path, draw: Callable[[], Any]) -> list[Path]:
             err=True,
         )
         return []
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    write_whole(path, lambda file: file.write(drawn.getbuffer()))
     return [path]

@@ -261,7 +261,8 @@ def uncertain(target: Target, x: Array, forms: Affine, t: Array) -> tuple[dist.D
     """
     signal, noise = forms.signal, forms.noise
     identity = jnp.eye(signal.shape[-1])
-    standard = _inverse(identity + jnp.einsum("bji,bjk,bkl->bil", signal, _inverse(noise), signal))
+    strength = jnp.einsum("bji,bjk,bkl->bil", signal, _inverse(noise), signal)
+    standard = _inverse(identity + strength)
 
     def step(flat: Array) -> tuple[Array, tuple[Array, dist.Distribution]]:
         state = flat.reshape(x.shape)
@@ -274,7 +275,6 @@ def uncertain(target: Target, x: Array, forms: Affine, t: Array) -> tuple[dist.D
         return p, Normal(loc, jnp.sqrt(standard))
     slope, (loc, p) = jax.jacfwd(step, has_aux=True)(x.ravel())
     # Where no signal is left the slope is rounding alone.
-    strength = jnp.einsum("bji,bjk,bkl->bil", signal, _inverse(noise), signal)[0]
     lost = jnp.max(jnp.abs(strength)) < jnp.finfo(signal.dtype).eps
     back = jnp.where(lost, 0.0, _inverse(jnp.where(lost, identity, signal))[0])
     covariance = jnp.where(lost, standard[0], slope @ noise[0] @ back.T)
