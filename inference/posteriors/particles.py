@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target
-from dpm_ppl.inference.posteriors.pilots import best, candidates, require_suited
+from dpm_ppl.inference.posteriors.pilots import best, candidates, lacks_derivative, require_suited
 from dpm_ppl.inference.posteriors.posterior import Posterior
 from dpm_ppl.inference.posteriors.proposals import Move
 from dpm_ppl.inference.posteriors.resampling import multinomial
@@ -104,8 +104,7 @@ def smc(
         try:
             posterior = compiled(key, params, *args)
         except (NotImplementedError, ValueError) as error:
-            # A callback or a loop: JAX says which in words alone.
-            if not any(word in str(error) for word in ("JVP", "differentiat")):
+            if not lacks_derivative(error):
                 raise
             raise TypeError(
                 f"Expected an r that JAX can differentiate, as the twist {type(twist).__name__}() takes its gradient; "
