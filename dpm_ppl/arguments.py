@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from numpyro.util import is_prng_key
 
 
 def require_count(name: str, value: Any, *, at_least: int = 1) -> int:
@@ -27,9 +26,8 @@ def require_count(name: str, value: Any, *, at_least: int = 1) -> int:
 
 
 def require_key(key: Any) -> Any:
-    """A random key, new or old in style, or a TypeError."""
-    dtype = getattr(key, "dtype", None)
-    old = dtype == np.uint32 and key.ndim > 0
-    if dtype is None or not (old or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"Expected `key` to be a random key, such as jax.random.key(0); got {key!r}.")
+    """One random key, new or old in style, or a TypeError."""
+    if not is_prng_key(key):
+        came = f"an array of shape {key.shape}" if hasattr(key, "shape") else repr(key)
+        raise TypeError(f"Expected `key` to be one random key, such as jax.random.key(0); got {came}.")
     return key

@@ -17,7 +17,6 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer import RenyiELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
-from numpyro.util import is_prng_key
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.handlers import Weight, subsample_steps
@@ -271,8 +270,6 @@ def _require_kinds(*, model: Any, guide: Any, key: Any, args: Any, loss: Any, op
     for name, program in (("model", model), ("guide", guide)):
         if not callable(program):
             raise TypeError(f"Expected `{name}` to be a function of (x0, *args); got {type(program).__name__}.")
-    if not is_prng_key(key):
-        raise TypeError(f"Expected `key` to be one random key, such as jax.random.key(0); got {type(key).__name__}.")
     if not isinstance(args, tuple):
         raise TypeError(
             f"Expected `args`, further arguments of model and guide, to be a tuple; got {type(args).__name__}."

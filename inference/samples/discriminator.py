@@ -11,9 +11,8 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.util import is_prng_key
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.arguments import require_pair
 
 FEWEST = 40  # data, or samples: a quarter is held out
@@ -140,8 +139,7 @@ def discriminate(
     Source: Goodfellow et al. 2014, theorem 1, for the divergence; Lopez-Paz and Oquab 2017, section 3, for the test;
         Tancik et al. 2020 for the sines and cosines.
     """
-    if not is_prng_key(key):
-        raise TypeError(f"Expected `key` to be one random key, such as jax.random.key(0); got {type(key).__name__}.")
+    require_key(key)
     for name, value in {"num_iterations": num_iterations, "batch_size": batch_size, "width": width}.items():
         require_count(name, value, at_least=1)
     require_count("depth", depth, at_least=0)

@@ -32,14 +32,16 @@ def test_a_count_too_small(value, at_least):
         require_count("num_samples", value, at_least=at_least)
 
 
-@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0), jax.random.split(jax.random.key(0), 3)])
+@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)])
 def test_a_key_of_either_style_passes(key):
     assert require_key(key) is key
 
 
-@pytest.mark.parametrize("key", [0, None, np.int64(3), jnp.zeros(2), jnp.zeros(2, int)])
+@pytest.mark.parametrize(
+    "key", [0, None, np.int64(3), jnp.zeros(2), jnp.zeros(2, int), jax.random.split(jax.random.key(0), 3)]
+)
 def test_what_is_no_key(key):
-    with pytest.raises(TypeError, match=r"Expected `key` to be a random key, such as jax.random.key\(0\); got"):
+    with pytest.raises(TypeError, match=r"Expected `key` to be one random key, such as jax.random.key\(0\); got"):
         require_key(key)
 
 
@@ -57,5 +59,5 @@ def test_functions_say_so_before_any_work():
         lambda: inference.smc(pair[0], "x", params=ORACLE.params, num_particles=2)(0),
         lambda: inference.perturbed_chain(pair[0], "x", params=ORACLE.params, num_samples=2)(0),
     ):
-        with pytest.raises(TypeError, match="Expected `key` to be a random key"):
+        with pytest.raises(TypeError, match="Expected `key` to be one random key"):
             call()

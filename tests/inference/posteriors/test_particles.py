@@ -110,9 +110,11 @@ def check_unbiased(log_evidences, log_evidence):
     assert worst(np.exp(log_evidences - log_evidence), 1.0) < 3
 
 
-def check_calibrated(log_evidences, errors, *, factor):
-    claimed = np.sqrt(np.mean(errors**2)) / np.std(log_evidences)
-    assert 1 / factor < claimed < factor  # a standard deviation of 500 is itself known to 3 percent
+def check_calibrated(log_evidences, errors, log_evidence):
+    """Each run by its own error: runs differ in the twist that their pilots chose, and so in how wide they spread."""
+    assert np.isnan(errors).mean() <= 0.01
+    spread = np.nanstd((log_evidences - log_evidence) / errors)
+    assert 1 / 1.25 < spread < 1.25  # a standard deviation of 500 is itself known to 3 percent
 
 
 def test_gaussian_evidence_is_unbiased_and_its_error_calibrated():
@@ -121,7 +123,7 @@ def test_gaussian_evidence_is_unbiased_and_its_error_calibrated():
     log_evidence = -0.5 * (3.0**2 / variance + np.log(2 * np.pi * variance))
     (got,), (errors,) = of_few_particles(narrow, ORACLE.params, jnp.asarray(y)[None])
     check_unbiased(got, log_evidence)
-    check_calibrated(got, errors, factor=1.25)
+    check_calibrated(got, errors, log_evidence)
 
 
 def test_single_precision_is_enough():
@@ -231,9 +233,10 @@ def test_evidence_of_bits_is_unbiased_and_its_error_calibrated(bits_posteriors):
     got, errors = of_few_particles(
         bits, {}, *(jnp.stack([jnp.asarray(a) for a in args]) for args in zip(*cases, strict=True))
     )
-    for estimates, case in zip(got, cases, strict=True):
-        check_unbiased(estimates, enumerated(bits_posteriors[1], *case)[1])
-    check_calibrated(got[1], errors[1], factor=1.5)  # too small by a quarter: see Posterior.log_evidence_se
+    for estimates, claimed, case in zip(got, errors, cases, strict=True):
+        log_evidence = enumerated(bits_posteriors[1], *case)[1]
+        check_unbiased(estimates, log_evidence)
+        check_calibrated(estimates, claimed, log_evidence)
 
 
 # Latent variables beside the chain.
