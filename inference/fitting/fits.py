@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer import RenyiELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
+from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.handlers import Weight, subsample_steps
@@ -25,6 +28,8 @@ from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, start
 from dpm_ppl.inference.fitting.prepare import prepare
+
+_FIRST_END = "num_iterations of the default optimizer"
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,14 @@ def fit(
         weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound,
             of the same terms (see `dpm_ppl.subsample_steps`).
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
-            `learning_rate` to 0 over num_iterations along a cosine.
+            `learning_rate` to 0 over num_iterations along a cosine, and again over those that a resumed run adds.
         learning_rate: First rate of the default optimiser, positive.
         args: Further arguments of model and guide.
         loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
         run_dir: Directory for checkpoints and `run.json`; by default nothing is written.
         resume: Continue from the newest checkpoint in run_dir, exactly; from the beginning where there is none. More
-            num_iterations than before extend a run, if `optimizer` is given: the rate of the default one ends with
-            them.
+            num_iterations than before extend a run. The rate of the default optimiser is 0 where it was to end, and
+            starts there once more at `learning_rate` (Loshchilov and Hutter 2017, a warm restart).
         clip_norm: Largest norm of the gradient per datum; None does not clip.
         ema_decay: Decay of the exponential moving average of the unconstrained parameters, in [0, 1); at most (1 + i)
             / (10 + i) in iteration i.
@@ -181,8 +186,8 @@ class _Options:
             raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
         object.__setattr__(self, "loss", TraceMeanField_ELBO() if self.loss is None else self.loss)
 
-    def settings(self, batches: Batches) -> dict[str, Any]:
-        """What a run must keep to be continued exactly; JSON."""
+    def settings(self, batches: Batches, ends: list[int]) -> dict[str, Any]:
+        """What a run must keep to be continued exactly; JSON. `ends` is where the default optimiser's rate is 0."""
         settings: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_steps_sampled": None if self.num_steps_sampled is None else int(self.num_steps_sampled),
@@ -197,15 +202,21 @@ class _Options:
         if self.weight is not None:
             settings["weight"] = getattr(self.weight, "__name__", type(self.weight).__name__)
         if self.optimizer is None:
-            settings["num_iterations of the default optimizer"] = self.num_iterations
+            settings[_FIRST_END] = ends[0]
             settings["learning_rate"] = float(self.learning_rate)
         return settings
 
-    def chained(self, normaliser: int) -> optax.GradientTransformation:
+    def chained(self, normaliser: int, *, ends: list[int]) -> optax.GradientTransformation:
         """The optimiser behind the gradient per datum, clipped."""
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
-        default = optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.num_iterations))
-        return optax.chain(optax.scale(1 / normaliser), clip, default if self.optimizer is None else self.optimizer)
+        optimizer = optax.adam(self._rate(ends)) if self.optimizer is None else self.optimizer
+        return optax.chain(optax.scale(1 / normaliser), clip, optimizer)
+
+    def _rate(self, ends: list[int]) -> optax.Schedule:
+        """From the first rate to 0, from each end to the next."""
+        lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        falls = [optax.cosine_decay_schedule(self.learning_rate, length) for length in lengths]
+        return falls[0] if len(falls) == 1 else optax.join_schedules(falls, ends[:-1])
 
 
 def _run(options: _Options) -> Fit:
@@ -217,14 +228,21 @@ def _run(options: _Options) -> Fit:
     init_key, batch_key, noise_key = jax.random.split(options.key, 3)
     batches = batches_of(options.data, batch_size=options.batch_size, key=batch_key)
     path = None if options.run_dir is None else runs.open_run(options.run_dir, resume=options.resume)
-    given = {"key": init_key, "loss": options.loss, "optimizer": options.chained}
+    ends = _ends(path, options.num_iterations)
+    given = {"key": init_key, "loss": options.loss, "optimizer": partial(options.chained, ends=ends)}
     prepared = prepare(sampled_model, sampled_guide, batches, options.args, **given)
     svi, done, keep = prepared.svi, Done(0, start(prepared.svi, prepared.state), np.zeros(0), 0.0), None
     if path is not None:
-        settings = {**options.settings(batches), "parameters": runs.kinds(done.carry.average)}
+        settings = {**options.settings(batches, ends), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
         done = _restored(path, done, options.key, options.num_iterations)
-        runs.write_run(path, settings, information={"num_iterations": options.num_iterations})
+        information: dict[str, Any] = {"num_iterations": options.num_iterations}
+        if ends[1:]:
+            information["restarts"] = ends[1:]
+        if ends[1:] and options.progress and done.position <= ends[-2]:
+            rate = f"{options.learning_rate:g}"
+            tqdm.write(f"After {ends[-2]} iterations the learning rate starts anew at {rate}.", file=sys.stderr)
+        runs.write_run(path, settings, information=information)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
     if done.position < options.num_iterations:
         loop = compile_loop(
@@ -249,6 +267,22 @@ def _run(options: _Options) -> Fit:
         seconds=done.seconds,
         num_iterations=done.position,
     )
+
+
+def _ends(path: Path | None, num_iterations: int) -> list[int]:
+    """Where the default optimiser's rate is 0: where the run in a directory was to end before, and where it now is."""
+    if path is None or not (path / runs.FILE).exists():
+        return [num_iterations]
+    run = runs.read_run(path)
+    if _FIRST_END not in run["settings"]:
+        return [num_iterations]  # a run with another optimiser
+    ends = [run["settings"][_FIRST_END], *run.get("restarts", [])]
+    if num_iterations < ends[-1]:
+        raise ValueError(
+            f"Expected `num_iterations` of at least {ends[-1]}, at which the learning rate of the run in {path} ends; "
+            f"got {num_iterations}."
+        )
+    return ends if num_iterations == ends[-1] else [*ends, num_iterations]
 
 
 def _restored(path: Path, start: Done, key: Array, num_iterations: int) -> Done:

@@ -6,12 +6,14 @@ Every leaf of a checkpoint is kept by name, under a checksum, so that what does 
 import json
 import math
 import os
+import platform
 import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 
 _PROBE_BYTES = 1 << 20
+
+_MADE_WITH = ("dpm_ppl", "numpyro", "jax", "equinox", "optax", "numpy")
 
 
 def open_run(run_dir: str | Path, *, resume: bool) -> Path:
@@ -97,7 +101,7 @@ def require_same(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def write_run(path: Path, settings: Mapping[str, Any], *, information: Mapping[str, Any]) -> None:
-    """Writes `run.json`, all of it or nothing.
+    """Writes `run.json`, all of it or nothing, with the versions that it was made with.
 
     Args:
         path: The directory.
@@ -107,7 +111,8 @@ def write_run(path: Path, settings: Mapping[str, Any], *, information: Mapping[s
     Raises:
         OSError: it cannot be written.
     """
-    write_json(path / FILE, {"settings": settings, **information})
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _MADE_WITH}}
+    write_json(path / FILE, {"settings": settings, **information, "versions": versions})
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:

@@ -193,10 +193,19 @@ def test_more_iterations_extend_a_run(tmp_path):
         small(num_iterations=59, run_dir=tmp_path, resume=True, **rate)
 
 
-def test_the_default_rate_belongs_to_the_number_of_iterations(tmp_path):
+def test_more_iterations_restart_the_default_rate(tmp_path, capfd):
     small(num_iterations=25, run_dir=tmp_path)
-    with pytest.raises(ValueError, match="num_iterations of the default optimizer was 25 and is now 60"):
-        small(run_dir=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"`num_iterations` of at least 25, at which the learning rate.*got 24"):
+        small(num_iterations=24, run_dir=tmp_path, resume=True)
+    falls = [optax.cosine_decay_schedule(3e-3, length) for length in (25, 15, 20)]
+    rate = optax.adam(optax.join_schedules(falls, [25, 40]))
+    small(num_iterations=40, run_dir=tmp_path, resume=True)
+    extended = small(run_dir=tmp_path, resume=True, progress=True)
+    assert "After 40 iterations the learning rate starts anew at 0.003." in capfd.readouterr().err
+    assert identical(small(optimizer=rate).params, extended.params)
+    assert identical(extended.params, small(run_dir=tmp_path, resume=True).params)
+    run = read_run(tmp_path)
+    assert (run["num_iterations"], run["restarts"]) == (60, [40, 60])
 
 
 def test_checkpoints_are_kept_to_a_number(chunks, tmp_path):
