@@ -37,6 +37,7 @@ class Program:
         diffusion: Declares parameters and returns a `Diffusion`; None where the program is more than one chain of its
             data, or none: its file has no `diffusion` that is called without arguments.
         recipe: Keyword arguments for `dpm_ppl.inference.fit`; empty where the file has none.
+        held_out: Returns data to evaluate on, which are not fitted; None where the file has no `held_out`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Program:
     data: Callable[[], dist.Distribution | Array | np.ndarray]
     diffusion: Callable[[], Diffusion] | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Callable[[], dist.Distribution | Array | np.ndarray] | None = None
 
 
 def program_of(name: str, path: Path, module: ModuleType) -> Program:
@@ -70,9 +72,10 @@ def program_of(name: str, path: Path, module: ModuleType) -> Program:
         summary=(module.__doc__ or "").strip().split("\n")[0],
         model=module.model,
         guide=module.guide,
-        data=lambda: _data(module.data, path),
+        data=lambda: _data("data", module.data, path),
         diffusion=_chain(getattr(module, "diffusion", None)),
         recipe=recipe,
+        held_out=(lambda: _data("held_out", module.held_out, path)) if hasattr(module, "held_out") else None,
     )
 
 
@@ -87,12 +90,12 @@ def _chain(diffusion: Callable[..., Any] | None) -> Callable[[], Diffusion] | No
     return diffusion
 
 
-def _data(data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:
+def _data(name: str, data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:
     if callable(data) and not isinstance(data, dist.Distribution):  # a distribution is callable too: it would draw
         data = data()
     if not isinstance(data, dist.Distribution | Array | np.ndarray):
         raise TypeError(
-            f"Expected `data` in {path} to be a NumPyro distribution or an array of shape (num_data, *event), or a "
+            f"Expected `{name}` in {path} to be a NumPyro distribution or an array of shape (num_data, *event), or a "
             f"function that returns one; got {type(data).__name__}."
         )
     return data

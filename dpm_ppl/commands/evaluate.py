@@ -9,20 +9,29 @@ import jax
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
-from dpm_ppl.commands.figures import save_figure
-from dpm_ppl.commands.run import open_run
+from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, save_figure
+from dpm_ppl.commands.held_out import Evaluated
+from dpm_ppl.commands.run import Force, Model, RunDir, open_run
 from dpm_ppl.inference.records import write_json
 
 
 def evaluate(
     *,
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a fit.", metavar="DIR")],
+    run_dir: RunDir,
     particles: Annotated[int, typer.Option(min=1, help="Trajectories of each datum.")] = 1000,
     num_data: Annotated[int | None, typer.Option(min=1, help="Data; by default what takes a minute or two.")] = None,
     discriminator: Annotated[
         bool, typer.Option("--discriminator", help="Also compare samples with data: JS divergence, C2ST, coverage.")
     ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data to evaluate on, (num_data, *event); by default held out or fresh.", metavar="FILE.npy"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    model: Model = None,
+    force: Force = False,
 ) -> None:
     """Estimate the likelihood of data, and say whether to trust it: likelihood.nc, evaluation.json, evaluation.png."""
     from dpm_ppl.reports.evaluation import evaluate_program, headline, table
@@ -30,21 +39,24 @@ def evaluate(
     from dpm_ppl.reports.samples import compare
 
     with clear_errors():
-        run, key = open_run(run_dir), jax.random.key(seed)
+        run, key = open_run(run_dir, model=model, force=force), jax.random.key(seed)
+        names = ["likelihood.nc", "evaluation.json", "evaluation.png"]
+        directory = free_directory(run_dir, out, names, overwrite=overwrite)
+        given = run.evaluated if data is None else Evaluated(read_array(data, "--data"), f"data of {data.name}")
         started = time.monotonic()
-        about = {"model": run.program.name, "seed": seed, "seconds": 0.0}
+        about = {"model": run.name, "data": given.called, "seed": seed, "seconds": 0.0}
         evaluated = evaluate_program(
-            run.program, run.params, run.data, num_particles=particles, num_data=num_data, about=about, key=key
+            run.program, run.params, given.data, num_particles=particles, num_data=num_data, about=about, key=key
         )
         figures = evaluated.figures
         if discriminator:
-            figures |= compare(run.program, run.params, run.data, key=jax.random.fold_in(key, 1))
+            figures |= compare(run.program, run.params, given.data, key=jax.random.fold_in(key, 1))
         figures["seconds"] = time.monotonic() - started
         written = ["evaluation.json"]
         if evaluated.likelihood is not None:
-            evaluated.likelihood.save(run_dir / "likelihood.nc", K=evaluated.K)
+            evaluated.likelihood.save(directory / "likelihood.nc", K=evaluated.K)
             written.insert(0, "likelihood.nc")
-        write_json(run_dir / "evaluation.json", figures)
+        write_json(directory / "evaluation.json", figures)
         if evaluated.likelihood is not None:
             draw = partial(
                 evaluation_figure,
@@ -55,6 +67,6 @@ def evaluate(
                 entropy_limit=evaluated.entropy_limit,
                 title=f"{run.program.path.stem}: {headline(figures)}",
             )
-            written += [path.name for path in save_figure(run_dir / "evaluation.png", draw)]
+            written += [path.name for path in save_figure(directory / "evaluation.png", draw)]
         typer.echo(table(figures))
-        typer.echo(", ".join(str(run_dir / name) for name in written))
+        typer.echo(", ".join(str(directory / name) for name in written))

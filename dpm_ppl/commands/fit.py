@@ -11,9 +11,12 @@ import numpyro.distributions as dist
 import typer
 
 from dpm_ppl import inference
+from dpm_ppl.commands.copies import FOLDER, edited_since, keep_program, kept_program
 from dpm_ppl.commands.errors import clear_errors
-from dpm_ppl.commands.figures import save_figure
-from dpm_ppl.commands.find import load
+from dpm_ppl.commands.files import save_figure
+from dpm_ppl.commands.find import known, load
+from dpm_ppl.commands.held_out import split
+from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.records import write_json
 from dpm_ppl.programs import Program
 from dpm_ppl.tracing import trace_quietly
@@ -25,7 +28,14 @@ def fit(
     iterations: Annotated[int | None, typer.Option(min=1, help="Iterations of SVI; by default the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; by default runs/MODEL.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Carry on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Carry on from the last checkpoint; with more --iterations, beyond the end."),
+    ] = False,
+    held_out: Annotated[
+        float, typer.Option(help="Share of an array of data that is kept back to evaluate on; 0 for none.")
+    ] = 0.1,
+    force: Annotated[bool, typer.Option("--force", help="Resume though the program was edited.")] = False,
 ) -> None:
     """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
     from dpm_ppl.reports.fit import report, table
@@ -34,44 +44,70 @@ def fit(
         program = load(model)
         run_dir = run_dir or Path("runs") / program.path.stem
         key, evaluation_key = jax.random.split(jax.random.key(seed))
-        data = program.data()
+        all_data = program.data()
+        data, evaluated = split(program, all_data, share=held_out, seed=seed)
         recipe = _recipe(program, data)
         if iterations is not None:
             recipe["num_iterations"] = iterations
-        noted = {"model": program.name, "seed": seed}
+        noted: dict[str, Any] = {"model": program.name if model in known() else program.path.name, "seed": seed}
+        if data is not all_data:
+            noted["held_out"] = held_out
+            recipe["batch_size"] = min(recipe["batch_size"], len(data))
+            typer.echo(
+                f"{len(evaluated.data):,} of {len(all_data):,} data are held out, drawn by the seed, to evaluate on."
+            )
+        _keep(program, run_dir, resume=resume, force=force)
         programs_and_data = (program.model, program.guide, data)
         try:
             fitted = inference.fit(
                 *programs_and_data, key=key, run_dir=run_dir, resume=resume, fingerprint=noted, **recipe
             )
+            keep_program(program, run_dir)  # what went on, should it have been edited
             about = {
-                "model": program.name,
+                "model": noted["model"],
+                "data": evaluated.called,
                 "iterations": fitted.num_iterations,
                 "seconds": float(fitted.seconds),
                 "num_parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(fitted.params)),
                 "seed": seed,
             }
-            figures, draw = report(program, data, fitted, about=about, key=evaluation_key)
+            figures, draw = report(program, evaluated.data, fitted, about=about, key=evaluation_key)
             write_json(run_dir / "metrics.json", figures)
             typer.echo(table(figures))
             written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
             typer.echo(", ".join(map(str, written)))
         except KeyboardInterrupt:
+            if force:
+                keep_program(program, run_dir)
             again = ["dpm", "fit", model, "--run-dir", str(run_dir), "--seed", str(seed), "--resume"]
             again += [] if iterations is None else ["--iterations", str(iterations)]
+            again += [] if held_out == 0.1 else ["--held-out", str(held_out)]
             typer.echo(f"\nInterrupted. To carry on: {shlex.join(again)}", err=True)
             raise typer.Exit(130) from None
+
+
+def _keep(program: Program, run_dir: Path, *, resume: bool, force: bool) -> None:
+    """Keeps a copy of the program in the run, unless it is of another: ValueError where it was edited since."""
+    runs.open_run(run_dir, resume=resume)
+    changed = edited_since(run_dir, program.path) if resume else []
+    if changed and not force:
+        raise ValueError(
+            f"Expected the program as it was when the run in {run_dir} began; {', '.join(changed)} changed. Give back "
+            f"what {run_dir / FOLDER} has, or use another --run-dir; --force goes on with it as it now is."
+        )
+    if not resume or kept_program(run_dir, force=True) is None:
+        keep_program(program, run_dir)
 
 
 def _recipe(program: Program, data: Any) -> dict[str, Any]:
     """The program's recipe, all of it known to `fit`; what a program without one needs is chosen to suit its data."""
     ours = {"key", "run_dir", "resume", "progress", "fingerprint"}
     parameters = inspect.signature(inference.fit).parameters.items()
-    known = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
-    unknown = [name for name in program.recipe if name not in known]
+    options = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
+    unknown = [name for name in program.recipe if name not in options]
     if unknown:
         raise ValueError(
-            f"Expected `recipe` in {program.path} to hold some of {', '.join(known)}; got {', '.join(unknown)}."
+            f"Expected `recipe` in {program.path} to hold some of {', '.join(options)}; got {', '.join(unknown)}."
         )
     num_data = 256 if isinstance(data, dist.Distribution) or data.ndim == 0 else len(data)
     batch_size = max(1, min(256, num_data))  # of no data at all, `fit` says so

@@ -11,15 +11,15 @@ import numpy as np
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
-from dpm_ppl.commands.figures import save_figure
-from dpm_ppl.commands.run import open_run
+from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, save_figure
+from dpm_ppl.commands.run import Force, Model, RunDir, open_run
 from dpm_ppl.inference.records import write_json
 from dpm_ppl.programs import instantiate
 
 
 def posterior(
     *,
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a fit.", metavar="DIR")],
+    run_dir: RunDir,
     observe: Annotated[Path, typer.Option(help="What is observed: one datum, or several.", metavar="FILE.npy")],
     noise: Annotated[
         float | None, typer.Option(help="Standard deviation of the noise; of bits, how probable a flip is.")
@@ -30,6 +30,10 @@ def posterior(
     ] = None,
     particles: Annotated[int, typer.Option(min=2, help="Particles of each datum.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    model: Model = None,
+    force: Force = False,
 ) -> None:
     """Denoise or complete data: samples given what is observed, and its evidence: posterior.nc, .json and .png."""
     from dpm_ppl.reports.panels import is_plane
@@ -38,7 +42,7 @@ def posterior(
     from dpm_ppl.reports.samples import draws
 
     with clear_errors():
-        run = open_run(run_dir)
+        run = open_run(run_dir, model=model, force=force)
         program, params = run.program, run.params
         if program.diffusion is None:
             raise ValueError(
@@ -48,12 +52,14 @@ def posterior(
         diffusion = instantiate(program.diffusion, params)
         support, event_shape = diffusion.kernel.stationary().support, tuple(diffusion.event_shape)
         observed = read_observation(observe, mask=mask, noise=noise, event_shape=event_shape, support=support)
+        names = [f"posterior.{kind}" for kind in ("nc", "json", "png")]
+        directory = free_directory(run_dir, out, names, overwrite=overwrite)
         key, prior_key = jax.random.split(jax.random.key(seed))
         started = time.monotonic()
         batch = _sample(observed, program.diffusion, params, num_particles=particles, key=key)
         each = _each(batch)
         about = {
-            "model": program.name,
+            "model": run.name,
             "seed": seed,
             "seconds": time.monotonic() - started,
             "observed": observed.text,
@@ -62,8 +68,8 @@ def posterior(
         }
         figures = report(each, about=about)
         known = np.broadcast_to(observed.known, observed.y.shape)
-        batch.save(run_dir / "posterior.nc", observed={"y": observed.y, "known": known})
-        write_json(run_dir / "posterior.json", figures)
+        batch.save(directory / "posterior.nc", observed={"y": observed.y, "known": known})
+        write_json(directory / "posterior.json", figures)
         typer.echo(table(figures))
 
         def draw() -> Any:
@@ -79,8 +85,8 @@ def posterior(
                 title=f"{program.path.stem}: {observed.text}",
             )
 
-        written = [run_dir / f"posterior.{kind}" for kind in ("nc", "json")]
-        typer.echo(", ".join(map(str, [*written, *save_figure(run_dir / "posterior.png", draw)])))
+        written = [directory / f"posterior.{kind}" for kind in ("nc", "json")]
+        typer.echo(", ".join(map(str, [*written, *save_figure(directory / "posterior.png", draw)])))
 
 
 def _sample(observed: "Observation", diffusion: Callable[[], Any], params: Any, *, num_particles: int, key: Any) -> Any:
@@ -187,9 +193,9 @@ def read_observation(
         kind = "the probability that a bit is flipped, in (0, 0.5)" if binary else "a standard deviation, above 0"
         exactly = " For coordinates that are known exactly leave --noise out, and give a --mask." if noise == 0 else ""
         raise ValueError(f"Expected --noise to be {kind}; got {noise:g}.{exactly}")
-    y, known = _read(observe, "--observe"), np.ones(event_shape, bool)
+    y, known = read_array(observe, "--observe"), np.ones(event_shape, bool)
     if mask is not None:
-        known = _mask(_read(mask, "--mask"), event_shape)
+        known = _mask(read_array(mask, "--mask"), event_shape)
     if y.shape != event_shape and y.shape[1:] != event_shape or y.size == 0:
         raise ValueError(
             f"Expected --observe to hold one datum, of shape {event_shape}, or several, of shape (num_data, "
@@ -219,21 +225,6 @@ def _is_binary(support: Any) -> bool:
             "Observe them in a program of your own, and give it to dpm_ppl.inference.smc."
         )
     return bool(base == constraints.boolean)
-
-
-def _read(path: Path, option: str) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected {option} to be a file with an array; there is none at {path}.")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"Expected {option} to be a .npy file, as numpy.save writes; {path} is none: {error}"
-        ) from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"Expected {option} to be a .npy file with one array; {path} is an archive of several.")
-    return array
 
 
 def _mask(mask: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:

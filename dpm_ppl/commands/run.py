@@ -1,17 +1,25 @@
 """Reads a run: the program that it is of, its data, and its fitted parameters."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import typer
 from numpyro import handlers
 
+from dpm_ppl.commands.copies import FOLDER, edited_since, kept_program
 from dpm_ppl.commands.find import load
+from dpm_ppl.commands.held_out import Evaluated, split
 from dpm_ppl.data import fresh_data
 from dpm_ppl.inference import load_params, read_run
 from dpm_ppl.programs import Program
+
+RunDir = Annotated[Path, typer.Argument(help="Directory of a fit.", metavar="DIR")]
+Model = Annotated[
+    str | None, typer.Option(help="A program to take in place of the one that the fit keeps.", metavar="FILE")
+]
+Force = Annotated[bool, typer.Option("--force", help="Go on though the program that the fit keeps was edited.")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,37 +27,49 @@ class Run:
     """What `dpm fit` left in a directory.
 
     Args:
-        directory: The directory, which can be written.
-        program: The program that was fitted.
-        data: Its data, a distribution or an array.
+        name: What its program was called.
+        program: The program, as it was when it was fitted.
+        data: All of its data, a distribution or an array.
+        evaluated: The data that it is evaluated on.
         params: Its parameters, averaged, as `dpm_ppl.inference.load_params` gives them.
     """
 
-    directory: Path
+    name: str
     program: Program
     data: Any
+    evaluated: Evaluated
     params: dict[str, Any]
 
 
-def open_run(run_dir: Path) -> Run:
+def open_run(run_dir: Path, *, model: str | None = None, force: bool = False) -> Run:
     """Reads a run.
 
     Args:
         run_dir: Directory of the fit.
+        model: Name or path of a program to take in place of the one that the run keeps.
+        force: Whether the kept one will do though it was edited.
 
     Raises:
-        FileNotFoundError: the directory holds no run, or no finished checkpoint.
-        PermissionError: it cannot be written.
+        FileNotFoundError: the directory holds no run, or no finished checkpoint, or the program is gone.
         ValueError: it is no run of `dpm fit`, or is damaged, or of another program.
     """
     noted = read_run(run_dir)["settings"].get("fingerprint") or {}
     if not isinstance(noted.get("model"), str):
         raise ValueError(f"Expected the run in {run_dir} to be one of `dpm fit`, which notes its model; it has none.")
-    if not os.access(run_dir, os.W_OK):
-        raise PermissionError(f"Expected to write into {run_dir}; it is read-only. Copy it to where you may write.")
-    program = load(noted["model"])
+    kept = kept_program(run_dir, force=force) if model is None else None
+    before = noted["model"]  # by name, or as runs without a copy have it by path
+    if model is None and kept is None and before.endswith(".py") and not Path(before).is_file():
+        raise FileNotFoundError(
+            f"Expected the program of the run in {run_dir / FOLDER}; there is none, nor at {before}. --model FILE says "
+            "where it is."
+        )
+    program = load(model or kept or before)
+    if changed := edited_since(run_dir, None if model is None else program.path):
+        used = "the program is as it was then; --model takes another" if model is None else "--model takes it as it is"
+        typer.echo(f"Note: {', '.join(changed)} changed since the fit; {used}.", err=True)
     data = program.data()
-    return Run(run_dir, program, data, fitted_params(run_dir, program, data))
+    evaluated = split(program, data, share=noted.get("held_out", 0.0), seed=noted.get("seed", 0))[1]
+    return Run(Path(before).name, program, data, evaluated, fitted_params(run_dir, program, data))
 
 
 def fitted_params(run_dir: Path, program: Program, data: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def table(figures: Mapping[str, Any]) -> str:
     """The evaluation as lines to print, in bits per datum with standard errors, and the verdict below."""
     head = f"{figures['model']}: "
     if "estimates" in figures:
-        head += f"{figures['num_data']:,} data, {figures['num_particles']:,} particles each, "
+        head += f"{figures['num_data']:,} {figures.get('data', 'data')}, {figures['num_particles']:,} particles each, "
     rows = [*(_likelihood_rows(figures) if "estimates" in figures else []), *_comparison_rows(figures)]
     lines = [f"{head}in {figures['seconds']:.0f} s; bits per datum"]
     lines += [f"  {label:<24}{value}".rstrip() for label, value in rows]

@@ -58,7 +58,7 @@ def table(figures: Mapping[str, Any]) -> str:
     }
     lines = [
         f"{figures['model']}: {figures['iterations']:,} iterations in {figures['seconds']:.0f} s; "
-        f"bits per datum, on {figures['num_data']:,} data"
+        f"bits per datum, on {figures['num_data']:,} {figures.get('data', 'data')}"
     ]
     for label, name in rows.items():
         if figures.get(name) is not None:

@@ -31,7 +31,7 @@ def row(name, run_dir, iterations):
     """What the two files of a run hold, by column; fitted and evaluated where they are not there yet."""
     if not (run_dir / "metrics.json").exists():
         dpm("fit", name, "--run-dir", run_dir, *([] if iterations is None else ["--iterations", iterations]))
-    dpm("evaluate", run_dir, "--particles", 1000, "--num-data", 200, "--discriminator")
+    dpm("evaluate", run_dir, "--particles", 1000, "--num-data", 200, "--discriminator", "--overwrite")
     figures = {file: json.loads((run_dir / file).read_text()) for file in ("metrics.json", "evaluation.json")}
     return {
         heading: (figures[file].get(number), figures[file].get(error))

@@ -23,6 +23,7 @@ from dpm_ppl.inference import (
     perturbed_chain,
     sandwich,
     smc,
+    widened,
 )
 from dpm_ppl.inference.likelihoods.bounds import bound_terms
 from dpm_ppl.inference.likelihoods.weights import forward_weights, reverse_weights
@@ -194,8 +195,8 @@ def test_svi_and_predictive(elbo):
     np.testing.assert_array_less(np.abs(drawn.mean(0) - others.mean(0)), 4.5 * error)
 
 
-@pytest.mark.parametrize("sampler", ["smc", "perturbed"])
-def test_posteriors_of_a_datum_are_beside_its_context(sampler):
+@pytest.mark.parametrize(("sampler", "which"), [("widened", (0, 1, 2)), ("default", (2,)), ("perturbed", (0, 1, 2))])
+def test_posteriors_of_a_datum_are_beside_its_context(sampler, which):
     _, c = made(3)
     y = jnp.array([0.3, -0.8])
 
@@ -206,10 +207,11 @@ def test_posteriors_of_a_datum_are_beside_its_context(sampler):
     def draw(program, *args):
         if sampler == "perturbed":
             return perturbed_chain(program, "x", params=PARAMS, num_samples=50)(KEY, *args)
-        posterior = smc(program, "x", params=PARAMS, num_particles=100)(KEY, *args)
+        twist = widened() if sampler == "widened" else None
+        posterior = smc(program, "x", params=PARAMS, num_particles=100, twist=twist)(KEY, *args)
         return posterior.samples, posterior.log_evidence
 
-    for i in range(3):
+    for i in which:
         beside = draw(lambda y, c: observe(given(c), y), y, row(c, i))
         alone = draw(lambda y, i=i: observe(of_one(row(c, i)), y), y)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), beside, alone)

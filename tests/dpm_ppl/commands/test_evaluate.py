@@ -147,7 +147,7 @@ def test_files_agree_with_each_other_and_the_table(good):
     assert figures["K_bits"] == pytest.approx(per_datum["K"].mean() / math.log(2))
     assert figures["khat_over_share"] == np.mean(per_datum["khat"] > 0.7)
     assert figures["ess_min"] == per_datum["ess"].min()
-    assert printed.startswith(f"{figures['model']}: 150 data, 200 particles each")
+    assert printed.startswith(f"{figures['model']}: 150 fresh data, 200 particles each")
     for name in ("elbo_bits", "psis_bits", "sandwich_upper_bits", "gap_bits"):
         assert f"{figures[name]:.4f} ± {figures[name + '_se']:.4f}" in printed
     assert f"{figures['khat_over_share']:.1%} of the data" in printed
@@ -179,7 +179,7 @@ def test_the_seed_decides(good, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(good[0], run_dir)
     before = {**evaluated(run_dir), "seconds": None}
-    options = ("--particles", 200, "--num-data", 150)
+    options = ("--particles", 200, "--num-data", 150, "--overwrite")
     assert dpm("evaluate", run_dir, *options, "--seed", 3).exit_code == 0
     assert {**evaluated(run_dir), "seconds": None} == before
     assert dpm("evaluate", run_dir, *options, "--seed", 4).exit_code == 0
@@ -227,7 +227,7 @@ def test_a_file_that_cannot_be_written_is_told(good, tmp_path):
     (run_dir / "likelihood.nc").unlink()
     (run_dir / "likelihood.nc").mkdir()
     before = (run_dir / "evaluation.json").read_text()
-    done = dpm("evaluate", run_dir, "--particles", 30, "--num-data", 5)
+    done = dpm("evaluate", run_dir, "--particles", 30, "--num-data", 5, "--overwrite")
     assert "Error: Expected to write" in one_line_error(done)
     assert (run_dir / "evaluation.json").read_text() == before
 

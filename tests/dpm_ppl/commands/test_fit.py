@@ -93,7 +93,8 @@ def test_metrics_agree_with_bound_and_with_each_other(mine, run):
     assert figures["entropy_limit_bits"] == pytest.approx(limit, abs=0.05)
     assert figures["gap_bits"] == figures["entropy_limit_bits"] - figures["elbo_bits"]
     assert figures["gap_bits"] > 0
-    assert figures["model"] == str(mine)
+    assert figures["model"] == "mine.py"
+    assert figures["data"] == "fresh data"
     assert (figures["iterations"], figures["num_parameters"], figures["seed"]) == (30, 2, 4)
     assert figures["seconds"] > 0
 
@@ -122,7 +123,9 @@ def test_a_file_with_the_four_names_alone_fits(tmp_path):
     done = dpm("fit", tmp_path / "bare.py", "--run-dir", tmp_path / "run", "--iterations", 20)
     assert done.exit_code == 0, done.output
     figures = metrics_of(tmp_path / "run")
-    assert figures["num_data"] == 40
+    assert (figures["num_data"], figures["data"]) == (4, "held-out data")
+    assert "4 of 40 data are held out, drawn by the seed, to evaluate on." in done.stdout
+    assert "on 4 held-out data" in done.stdout
     assert "gap_bits" not in figures
     assert figures["K_bits"] is not None
     assert_picture(tmp_path / "run" / "figure.png")
@@ -150,7 +153,7 @@ def test_ctrl_c_saves_and_says_how_to_carry_on(mine, tmp_path):
     assert metrics_of(tmp_path / "my run")["iterations"] == done + 10
 
 
-def test_the_default_run_directory_is_named_after_the_program(mine, monkeypatch):
+def test_the_default_run_directory_is_named_after_the_program(mine, tmp_path, monkeypatch):
     from dpm_ppl import inference
 
     seen = {}
@@ -160,9 +163,10 @@ def test_the_default_run_directory_is_named_after_the_program(mine, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inference, "fit", stop)
+    monkeypatch.chdir(tmp_path)
     assert dpm("fit", mine, "--seed", 2).exit_code == 130
     assert seen["run_dir"] == Path("runs/mine")
-    assert seen["fingerprint"] == {"model": str(mine), "seed": 2}
+    assert seen["fingerprint"] == {"model": "mine.py", "seed": 2}
     assert seen["num_iterations"] == 30
 
 

@@ -92,7 +92,7 @@ def runs(tmp_path_factory):
 def observed(run_dir, tmp_path, y, *options, mask=None, name="y"):
     """Runs `dpm posterior` on arrays, and gives back what it wrote and printed."""
     np.save(tmp_path / f"{name}.npy", y)
-    given = [*options, "--observe", tmp_path / f"{name}.npy"]
+    given = [*options, "--overwrite", "--observe", tmp_path / f"{name}.npy"]
     if mask is not None:
         np.save(tmp_path / "mask.npy", mask)
         given += ["--mask", tmp_path / "mask.npy"]
@@ -261,6 +261,6 @@ def test_blocks_keep_the_order_of_the_data(runs, tmp_path, monkeypatch):
 def test_a_datum_that_cannot_be_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("dpm_ppl.inference.smc", pretended)
     np.save(tmp_path / "y.npy", np.array([[1.0, 1.0], [2.0, 1.0], [-3.0, 1.0]]))
-    done = dpm("posterior", runs / "real", "--observe", tmp_path / "y.npy", "--noise", 1)
+    done = dpm("posterior", runs / "real", "--observe", tmp_path / "y.npy", "--noise", 1, "--out", tmp_path)
     assert done.exit_code == 1
     assert "Error: Datum 2: Expected a particle with r > 0; all weights are zero at t = 4" in done.stderr

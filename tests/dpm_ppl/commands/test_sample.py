@@ -1,5 +1,7 @@
 """`dpm sample`."""
 
+import shutil
+
 import numpy as np
 
 from tests.command_line import dpm
@@ -19,7 +21,7 @@ def exact_moments():
 
 
 def test_samples_have_the_moments_of_the_model(run):
-    done = dpm("sample", run[0], "-n", 6000)
+    done = dpm("sample", run[0], "-n", 6000, "--overwrite")
     assert done.exit_code == 0, done.output
     x0 = np.load(run[0] / "samples.npz")["x0"]
     mean, variance = exact_moments()
@@ -28,9 +30,9 @@ def test_samples_have_the_moments_of_the_model(run):
     assert np.all(np.abs(x0.var(0) / variance - 1) < 4 * np.sqrt(2 / 6000))
     assert len(np.unique(x0[:, 0])) == 6000  # blocks differ
     assert_picture(run[0] / "samples.png")
-    dpm("sample", run[0], "-n", 5)
+    dpm("sample", run[0], "-n", 5, "--overwrite")
     np.testing.assert_array_equal(np.load(run[0] / "samples.npz")["x0"], x0[:5])
-    dpm("sample", run[0], "-n", 5, "--seed", 1)
+    dpm("sample", run[0], "-n", 5, "--seed", 1, "--overwrite")
     assert not np.isin(np.load(run[0] / "samples.npz")["x0"], x0).any()
 
 
@@ -51,13 +53,6 @@ def test_sample_of_a_run_of_the_python_api(tmp_path):
 
 def test_sample_without_a_checkpoint(run, tmp_path):
     (tmp_path / "run.json").write_text((run[0] / "run.json").read_text())
+    assert_error(dpm("sample", tmp_path), "nor at mine.py. --model FILE says where it is.")
+    shutil.copytree(run[0] / "program", tmp_path / "program")
     assert_error(dpm("sample", tmp_path), "Expected a checkpoint of a fit")
-
-
-def test_sample_of_a_program_that_has_moved(run, mine):
-    away = mine.with_name("away.py")
-    mine.rename(away)
-    try:
-        assert_error(dpm("sample", run[0]), f"there is none at {mine}")
-    finally:
-        away.rename(mine)

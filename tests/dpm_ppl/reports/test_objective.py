@@ -60,7 +60,7 @@ def test_fit_reports_the_exact_bound_and_gap(latent):
 
 def test_evaluation_is_the_exact_likelihood_with_no_sandwich(latent):
     run_dir, _ = latent
-    done = dpm("evaluate", run_dir, "--particles", 300, "--num-data", 300)
+    done = dpm("evaluate", run_dir, "--particles", 300, "--num-data", 300, "--overwrite")
     assert done.exit_code == 0, done.output
     figures = read(run_dir / "evaluation.json")
     assert abs(figures["estimate_bits"] - exact_log_likelihood() / math.log(2)) < 4 * figures["estimate_bits_se"]
@@ -87,7 +87,7 @@ def test_a_gan_says_that_it_has_no_likelihood(gan):
     assert "elbo_bits" not in figures
     assert "gap_bits" not in figures
     assert "No likelihood. Objective" in printed
-    done = dpm("evaluate", run_dir)
+    done = dpm("evaluate", run_dir, "--overwrite")
     assert done.exit_code == 0, done.output
     assert "has no likelihood" in done.stdout
     evaluation = read(run_dir / "evaluation.json")

@@ -15,7 +15,7 @@ from tests.dpm_ppl.reports.test_objective import GAIN, NOISE, OFFSET, read
 
 
 def test_samples_are_those_of_the_model(latent):
-    assert dpm("sample", latent[0], "-n", 4000).exit_code == 0
+    assert dpm("sample", latent[0], "-n", 4000, "--overwrite").exit_code == 0
     x0 = np.load(latent[0] / "samples.npz")["x0"]
     variance = GAIN**2 + NOISE**2
     assert x0.shape == (4000, 2)
@@ -23,13 +23,13 @@ def test_samples_are_those_of_the_model(latent):
     assert np.all(np.abs(x0.var(0) / variance - 1) < 4 * np.sqrt(2 / 4000))
     product = GAIN.prod()
     assert abs(np.cov(x0.T)[0, 1] - product) < 4 * np.sqrt((variance.prod() + product**2) / 4000)
-    dpm("sample", latent[0], "-n", 5)
+    dpm("sample", latent[0], "-n", 5, "--overwrite")
     np.testing.assert_array_equal(np.load(latent[0] / "samples.npz")["x0"], x0[:5])
 
 
 def test_discriminator_is_asked_for_and_reported(gan, monkeypatch):
     monkeypatch.setattr(inference, "discriminate", partial(discriminate, num_iterations=600, width=64))
-    done = dpm("evaluate", gan[0], "--discriminator", "--seed", 5)
+    done = dpm("evaluate", gan[0], "--discriminator", "--seed", 5, "--overwrite")
     assert done.exit_code == 0, done.output
     figures = read(gan[0] / "evaluation.json")
     # The generator is about N(0.3, 1), the data are not: JS by quadrature, with the shift where the fit left it.

@@ -32,7 +32,7 @@ def test_the_bias_of_the_papers_sampler_is_the_known_one():
 
 
 def test_smc_is_not_biased():
-    run = smc(standard, "x", params={}, num_particles=500)
+    run = smc(standard, "x", params={}, num_particles=500, twist=widened())
     p = jax.jit(jax.vmap(lambda key: run(key, Y)))(jax.random.split(jax.random.key(1), 20))
     got = jax.vmap(lambda p: (p.mean(), p.covariance()))(p)
     assert worst(got, (Y / 2, np.eye(2) / 2)) < 3

@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from dpm_ppl.commands.figures import save_figure
+from dpm_ppl.commands.files import free_directory, save_figure
 from dpm_ppl.reports import fit as fit_report
 from tests.command_line import GAUSSIAN, dpm
 
@@ -49,3 +49,30 @@ def test_programs_whose_figure_failed_are_fitted_and_drawn(tmp_path, name):
     done = dpm("sample", tmp_path, "-n", 50)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "samples.png").stat().st_size > 5_000
+
+
+def test_nothing_is_replaced_unasked(run, tmp_path):
+    given = ("sample", run[0], "-n", 5, "--out", tmp_path / "a" / "b")
+    assert dpm(*given).exit_code == 0
+    before = (tmp_path / "a" / "b" / "samples.npz").read_bytes()
+    done = dpm(*given, "--seed", 2)
+    assert done.exit_code == 1
+    assert "samples.npz, samples.png are there. --overwrite replaces, --out DIR writes elsewhere." in done.stderr
+    assert (tmp_path / "a" / "b" / "samples.npz").read_bytes() == before
+    assert dpm(*given, "--seed", 2, "--overwrite").exit_code == 0
+    assert (tmp_path / "a" / "b" / "samples.npz").read_bytes() != before
+
+
+@pytest.mark.parametrize("names", [["a.json"], ["b.nc", "c.png"]])
+def test_one_file_that_is_there_is_enough_to_stop(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+        with pytest.raises(FileExistsError, match=rf"Expected to write {', '.join(names)} into .*; {name} is there"):
+            free_directory(tmp_path, None, names, overwrite=False)
+        assert free_directory(tmp_path, None, names, overwrite=True) == tmp_path
+        assert free_directory(tmp_path, tmp_path / "new", names, overwrite=False) == tmp_path / "new"
+        (tmp_path / name).unlink()
+    assert list(tmp_path.glob(".probe")) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(PermissionError, match="Expected to write into .*file; that fails"):
+        free_directory(tmp_path, tmp_path / "file", names, overwrite=True)

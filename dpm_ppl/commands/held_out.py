@@ -1,0 +1,50 @@
+"""Data that a fit does not see, so that what is said of it holds for new data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpyro.distributions as dist
+
+from dpm_ppl.programs import Program
+
+FEWEST = 20  # of fewer data none are kept back
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """Data to evaluate on.
+
+    Args:
+        data: A distribution, or an array of shape (num_data, *event).
+        called: What they are, in words: "fresh data", "held-out data" or "training data".
+    """
+
+    data: Any
+    called: str
+
+
+def split(program: Program, data: Any, *, share: float, seed: int) -> tuple[Any, Evaluated]:
+    """The data to fit, and those to evaluate on: the program's `held_out()`, else fresh draws, else a share kept back.
+
+    Args:
+        program: The program.
+        data: All of its data.
+        share: The share of an array that is kept back, drawn by `seed`; of fewer than 20 data none is.
+        seed: The seed.
+
+    Raises:
+        ValueError: share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"Expected --held-out, the share of the data that is kept back, in [0, 1); got {share:g}.")
+    if program.held_out is not None:
+        return data, Evaluated(program.held_out(), "held-out data")
+    if isinstance(data, dist.Distribution):
+        return data, Evaluated(data, "fresh data")
+    num_data = len(data) if np.ndim(data) else 0
+    num_kept = round(share * num_data)
+    if num_data < FEWEST or num_kept == 0:
+        return data, Evaluated(data, "training data")
+    rows = np.random.default_rng(seed).permutation(num_data)
+    return data[np.sort(rows[num_kept:])], Evaluated(data[np.sort(rows[:num_kept])], "held-out data")

@@ -1,0 +1,98 @@
+"""What is said of a fit to an array is of data that it has not seen; else it says that it has."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from dpm_ppl.commands.held_out import split
+from dpm_ppl.commands.run import open_run
+from dpm_ppl.programs import program_of
+from tests.command_line import GAUSSIAN, dpm
+from tests.dpm_ppl.commands.test_fit import assert_error
+
+ROWS = np.arange(120.0).reshape(60, 2)
+
+
+def program(data, **names):
+    module = ModuleType("mine")
+    module.__dict__.update({"model": print, "guide": print, "data": data, **names})
+    return program_of("mine", Path("mine.py"), module)
+
+
+def parts(data, *, share=0.1, seed=0, **names):
+    return split(program(data, **names), data, share=share, seed=seed)
+
+
+def test_a_share_of_an_array_is_kept_back_by_the_seed():
+    fitted, evaluated = parts(ROWS)
+    assert evaluated.called == "held-out data"
+    assert (len(fitted), len(evaluated.data)) == (54, 6)
+    together = np.concatenate([fitted, evaluated.data])
+    np.testing.assert_array_equal(together[np.argsort(together[:, 0])], ROWS)
+    np.testing.assert_array_equal(parts(ROWS)[1].data, evaluated.data)
+    assert not np.array_equal(parts(ROWS, seed=1)[1].data, evaluated.data)
+    assert len(parts(ROWS, share=0.25)[1].data) == 15
+
+
+def test_what_is_not_kept_back_is_called_what_it_is():
+    for fitted, evaluated in (parts(ROWS[:19]), parts(ROWS, share=0.0)):
+        assert fitted is evaluated.data
+        assert evaluated.called == "training data"
+    normal = dist.Normal(0.0, 1.0)
+    assert parts(normal) == (normal, parts(normal)[1]) or parts(normal)[0] is normal
+    assert parts(normal)[1].called == "fresh data"
+    fitted, evaluated = parts(ROWS, held_out=lambda: ROWS[:3] + 1)
+    assert fitted is ROWS
+    np.testing.assert_array_equal(evaluated.data, ROWS[:3] + 1)
+    assert evaluated.called == "held-out data"
+    with pytest.raises(ValueError, match=r"Expected --held-out, the share .* in \[0, 1\); got 1\."):
+        parts(ROWS, share=1.0)
+    with pytest.raises(TypeError, match="Expected `held_out` in mine.py to be a NumPyro distribution or an array"):
+        parts(ROWS, held_out=3)
+
+
+ARRAY = GAUSSIAN + "\ndata = np.random.default_rng(0).normal(size=(200, 2)) * SCALE + MEAN\n"
+
+
+def test_an_evaluation_is_of_the_data_that_the_fit_did_not_see(tmp_path):
+    (tmp_path / "mine.py").write_text(ARRAY)
+    assert dpm("fit", tmp_path / "mine.py", "--run-dir", tmp_path / "run", "--seed", 3).exit_code == 0
+    done = dpm("evaluate", tmp_path / "run", "--particles", 30)
+    assert done.exit_code == 0, done.output
+    assert "mine.py: 20 held-out data, 30 particles each" in done.stdout
+    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (figures["data"], figures["num_data"]) == ("held-out data", 20)
+    run = open_run(tmp_path / "run")
+    fitted, evaluated = split(run.program, run.data, share=0.1, seed=3)
+    np.testing.assert_array_equal(run.evaluated.data, evaluated.data)
+    assert len(fitted) == 180
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["data"].startswith("float64[180, 2]")
+    assert settings["fingerprint"] == {"model": "mine.py", "seed": 3, "held_out": 0.1}
+    assert_error(
+        dpm("fit", tmp_path / "mine.py", "--run-dir", tmp_path / "run", "--seed", 3, "--resume", "--held-out", 0.2),
+        "fingerprint.held_out was 0.1 and is now 0.2",
+    )
+
+
+def test_data_of_a_file_are_evaluated(run, tmp_path):
+    np.save(tmp_path / "far.npy", np.full((7, 2), 4.0))
+    given = ("evaluate", run[0], "--particles", 30, "--out", tmp_path, "--data")
+    done = dpm(*given, tmp_path / "far.npy")
+    assert done.exit_code == 0, done.output
+    assert "7 data of far.npy" in done.stdout
+    far = json.loads((tmp_path / "evaluation.json").read_text())
+    assert far["num_data"] == 7
+    near = np.load(tmp_path / "far.npy") * 0 + [1.0, -0.5]
+    np.save(tmp_path / "near.npy", near)
+    assert dpm(*given, tmp_path / "near.npy", "--overwrite").exit_code == 0
+    # The program is exact: normal with mean (1, -0.5) and scale (0.5, 1.3), of which `far` is (6, 3.46) scales away.
+    difference = json.loads((tmp_path / "evaluation.json").read_text())["estimate_bits"] - far["estimate_bits"]
+    assert difference == pytest.approx((6**2 + (4.5 / 1.3) ** 2) / 2 / np.log(2), rel=0.2)
+    np.save(tmp_path / "wrong.npy", np.zeros((7, 3)))
+    assert_error(dpm(*given, tmp_path / "wrong.npy", "--overwrite"), "event shape (2,)")
+    assert_error(dpm(*given, tmp_path / "none.npy", "--overwrite"), "Expected --data to be a file with an array")
