@@ -1,8 +1,10 @@
 """The command line, `dpm`: thin over the Python API. What is heavy is imported by the command that needs it."""
 
+import os
+import signal
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,5 +40,33 @@ def _about(*, version: _Version = False) -> None:
 for command in (models, fit, sample, evaluate, posterior, check):
     app.command()(command)
 
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main() -> None:
+    """What `dpm` runs: a command that Ctrl-C ended has the status 130, at whatever moment it came.
+
+    It then ends at once: Python would wait for, and at times crash in, what XLA still compiles in its own threads.
+    """
+    came = False
+
+    def interrupt(*at: Any) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(*at)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        app(prog_name="dpm")
+    except BaseException as end:
+        failed = not isinstance(end, SystemExit) or end.code not in (None, 0)
+        if not (came and failed):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+
+
 if __name__ == "__main__":
-    sys.exit(app(prog_name="dpm"))
+    main()

@@ -19,6 +19,7 @@ from dpm_ppl.inference.checks.precision import cost, precision
 from dpm_ppl.inference.checks.report import Finding, Report, failed, passed
 from dpm_ppl.inference.checks.reverse import reverse
 from dpm_ppl.inference.checks.subject import Subject, subject
+from dpm_ppl.inference.checks.variance import variance
 
 _LOOP = "parameters in a loop body"
 
@@ -99,6 +100,7 @@ def _checks(ready: Subject) -> Iterator[tuple[Callable[[], Iterator[Finding]], s
         yield partial(kernel, chain), "stationarity"
         yield partial(bayes, chain), "posterior"
         yield partial(reverse, chain), "reverse steps"
+        yield partial(variance, ready, chain), "reverse variance"
         yield partial(data, ready, chain), "data"
     yield partial(gradients, ready), "gradients"
     yield partial(bounds, ready), "loss"

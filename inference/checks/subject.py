@@ -146,6 +146,7 @@ class Subject:
         sites: Sites of guide and of model, plainly run on shapes alone, by name.
         scans: Whether the program uses NumPyro's own `scan`.
         key: Random key.
+        others: Makes the chain statements at other parameters.
     """
 
     model: Callable[..., Any]
@@ -160,11 +161,20 @@ class Subject:
     sites: Sites
     scans: bool
     key: Array
+    others: Callable[[], tuple[Declared, ...]]
 
     @cached_property
     def chains(self) -> list[Chain]:
         """The chains that guide and model share; where they have none, that of `diffusion()`, over the data."""
-        of = {(s.where, s.statement.name): s.statement for s in self.statements}
+        return self._chains(self.statements)
+
+    @cached_property
+    def elsewhere(self) -> list[Chain]:
+        """The same chains at other parameters: what is as it was there is not learned."""
+        return self._chains(self.others())
+
+    def _chains(self, statements: tuple[Declared, ...]) -> list[Chain]:
+        of = {(s.where, s.statement.name): s.statement for s in statements}
         names = [name for where, name in of if where == "guide" and ("model", name) in of]
         found = []
         for i, name in enumerate(names):
@@ -246,6 +256,7 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
         sites=plain_sites(program.model, program.guide, x0, values),
         scans=scans,
         key=key,
+        others=lambda: tuple(run(x0, _moved(sites, seed=seed + len(sites)))[0]),
     )
 
 

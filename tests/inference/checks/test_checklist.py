@@ -49,13 +49,14 @@ def test_a_right_program_passes_everything():
     assert [name for name, status in statuses.items() if status == "skipped"] == [
         "order of the sites",
         "reverse scale",
+        "reverse variance",
     ]
     assert [name for name, status in statuses.items() if status == "note"] == [
         "end of the chain",
         "K",
         "cost of a fit",
     ]
-    assert len(statuses) == 26
+    assert len(statuses) == 27
     # The numbers are those of the closed forms, whatever the program's parameters were moved by: compare within.
     numbers = report["loss"].numbers
     assert numbers["elbo_of_loss"] == pytest.approx(numbers["elbo_of_diffusion"], abs=0.3)
