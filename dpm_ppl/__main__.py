@@ -12,6 +12,7 @@ from dpm_ppl.commands.check import check
 from dpm_ppl.commands.evaluate import evaluate
 from dpm_ppl.commands.fit import fit
 from dpm_ppl.commands.models import models
+from dpm_ppl.commands.new import new
 from dpm_ppl.commands.posterior import posterior
 from dpm_ppl.commands.sample import sample
 
@@ -37,7 +38,7 @@ def _about(*, version: _Version = False) -> None:
     """What stands before a command."""
 
 
-for command in (models, fit, sample, evaluate, posterior, check):
+for command in (models, new, fit, sample, evaluate, posterior, check):
     app.command()(command)
 
 

@@ -1,5 +1,6 @@
 """`dpm check`."""
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -7,6 +8,8 @@ import typer
 from dpm_ppl import inference
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.find import load
+
+_LONGEST_NAME = 25  # of a finding, "parameters in a loop body"
 
 
 def check(
@@ -16,7 +19,12 @@ def check(
 ) -> None:
     """Check a program for the mistakes that fit happily and are wrong; exit status 1 if one is found."""
     with clear_errors():
-        report = inference.check(load(model), seed=seed)
-        typer.echo(report)
+        width = max(60, shutil.get_terminal_size((118, 24)).columns)
+        report = inference.check(
+            load(model),
+            seed=seed,
+            tell=lambda finding: typer.echo(finding.lines(indent=_LONGEST_NAME, width=width)),
+        )
+        typer.echo(report.verdict)
         if not report.passed:
             raise typer.Exit(1)

@@ -19,6 +19,18 @@ def known() -> dict[str, str]:
     return {name: _summary(path) for name, path in _files().items()}
 
 
+def path_of(name: str) -> Path:
+    """The file of a program of models/.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    files = _files()
+    if name not in files:
+        raise ValueError(f"Expected the name of a model; got {name!r}. Known models: {', '.join(files)}.")
+    return files[name]
+
+
 def load(name_or_path: str | Path) -> Program:
     """Loads a program.
 

@@ -26,7 +26,13 @@ _LOOP = "parameters in a loop body"
 _OPTIMISE_LITTLE = "jax_disable_most_optimizations"
 
 
-def check(program: Any, *, params: Mapping[str, Any] | None = None, seed: int = 0) -> Report:
+def check(
+    program: Any,
+    *,
+    params: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    tell: Callable[[Finding], Any] = lambda finding: None,
+) -> Report:
     """Runs a program small, in double precision, and says what is wrong with it.
 
     It finds what fits happily and is wrong: a posterior that is not Bayes' rule, indices off by one, parameters that no
@@ -38,6 +44,7 @@ def check(program: Any, *, params: Mapping[str, Any] | None = None, seed: int = 
         params: Parameters to check at, constrained, by name, such as `Fit.params`; by default the initial ones, moved a
             little, as at outputs of zero some gradients vanish.
         seed: Seed of everything random.
+        tell: Called with each finding as soon as it is made.
 
     Returns:
         The findings. An error that the program itself raises is one of them.
@@ -49,14 +56,19 @@ def check(program: Any, *, params: Mapping[str, Any] | None = None, seed: int = 
     is_double = jnp.result_type(float) == jnp.float64
     name = getattr(program, "name", None) or getattr(program, "__name__", None) or type(program).__name__
     findings: list[Finding] = []
+
+    def add(finding: Finding) -> None:
+        findings.append(finding)
+        tell(finding)
+
     with jax.enable_x64(new_val=True):
         with _optimised_little():
-            ready = _prepared(program, params, seed, findings)
+            ready = _prepared(program, params, seed, add)
             for checks, label in _checks(ready) if ready is not None else ():
-                findings += _guarded(checks, label)
+                _guarded(checks, label, add)
         if ready is not None:
             with jax.enable_x64(new_val=is_double):
-                findings += _guarded(partial(cost, ready), "cost of a fit")
+                _guarded(partial(cost, ready), "cost of a fit", add)
     return Report(
         Path(str(name)).stem if "/" in str(name) else str(name).rpartition(".")[2],
         tuple(findings),
@@ -64,19 +76,21 @@ def check(program: Any, *, params: Mapping[str, Any] | None = None, seed: int = 
     )
 
 
-def _prepared(program: Any, params: Mapping[str, Any] | None, seed: int, findings: list[Finding]) -> Subject | None:
+def _prepared(
+    program: Any, params: Mapping[str, Any] | None, seed: int, add: Callable[[Finding], None]
+) -> Subject | None:
     """The program ready to check; None where it does not run, which is then a finding."""
     try:
         ready = subject(program, seed=seed, params=params)
     except TypeError as error:
         if str(error).startswith(("Expected a program", "Expected `model`", "Expected `guide`", "Expected `data`")):
             raise
-        findings.append(_error("program", error))
+        add(_error("program", error))
         return None
     except Exception as error:
-        findings.append(_error("program", error))
+        add(_error("program", error))
         return None
-    findings.append(passed("program", f"Model and guide run, on {len(ready.x0)} data of shape {ready.x0.shape[1:]}."))
+    add(passed("program", f"Model and guide run, on {len(ready.x0)} data of shape {ready.x0.shape[1:]}."))
     return ready
 
 
@@ -107,15 +121,13 @@ def _checks(ready: Subject) -> Iterator[tuple[Callable[[], Iterator[Finding]], s
     yield partial(precision, ready), "float32"
 
 
-def _guarded(checks: Callable[[], Iterator[Finding]], label: str) -> list[Finding]:
-    """The findings of a check; an error in it is one as well."""
-    found: list[Finding] = []
+def _guarded(checks: Callable[[], Iterator[Finding]], label: str, add: Callable[[Finding], None]) -> None:
+    """Adds the findings of a check; an error in it is one as well."""
     try:
         for finding in checks():
-            found.append(finding)
+            add(finding)
     except Exception as error:
-        found.append(_error(label, error))
-    return found
+        add(_error(label, error))
 
 
 def _error(label: str, error: Exception) -> Finding:

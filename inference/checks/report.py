@@ -24,6 +24,14 @@ class Finding:
     words: str
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    def lines(self, *, indent: int = 0, width: int = 118) -> str:
+        """Its status, name and words as lines of at most `width` characters, the words `indent` after the status."""
+        status = self.status.upper() if self.status == "failed" else self.status
+        head = f"{status:<8}{self.name:<{indent}}  "
+        return "\n".join(
+            textwrap.wrap(self.words, width, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -62,12 +70,12 @@ class Report:
 
     def __str__(self) -> str:
         """A line or more for each finding, and a last one that adds up."""
-        width = max((len(finding.name) for finding in self.findings), default=0)
-        lines = []
-        for finding in self.findings:
-            status = finding.status.upper() if finding.status == "failed" else finding.status
-            head = f"{status:<8}{finding.name:<{width}}  "
-            lines += textwrap.wrap(finding.words, 118, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+        indent = max((len(finding.name) for finding in self.findings), default=0)
+        return "\n".join([*(finding.lines(indent=indent) for finding in self.findings), self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        """What was found in all, in a line."""
         counts = {status: sum(f.status == status for f in self.findings) for status in ("passed", "note", "skipped")}
         counted = f"{counts['passed']} passed, {counts['note']} to note, {counts['skipped']} skipped"
         verdict = (
@@ -75,7 +83,7 @@ class Report:
         )
         if any(finding.name == "loss" and finding.status == "skipped" for finding in self.findings):
             verdict += ", but the loss could not be checked"
-        return "\n".join([*lines, f"{self.program}: {verdict}; {counted}; {self.seconds:.0f} s"])
+        return f"{self.program}: {verdict}; {counted}; {self.seconds:.0f} s"
 
 
 def passed(name: str, words: str, **numbers: float) -> Finding:

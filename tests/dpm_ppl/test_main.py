@@ -18,7 +18,7 @@ def test_version_and_short_help():
     assert dpm("--version").stdout == f"dpm_ppl {dpm_ppl.__version__}\n"
     done = dpm("-h")
     assert done.exit_code == 0
-    for command in ("models", "fit", "sample", "evaluate", "posterior", "check"):
+    for command in ("models", "new", "fit", "sample", "evaluate", "posterior", "check"):
         assert f" {command} " in done.stdout
     assert dpm("fit", "-h").exit_code == 0
 
