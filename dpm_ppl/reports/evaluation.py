@@ -28,7 +28,7 @@ from dpm_ppl.inference.psis import FEW_PARTICLES, GOOD_KHAT
 from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.programs import Program, instantiate
 from dpm_ppl.reports.budget import affordable
-from dpm_ppl.reports.numbers import in_bits, known_or_none, with_error
+from dpm_ppl.reports.numbers import explained, in_bits, known_or_none, with_error
 from dpm_ppl.reports.objective import NO_LIKELIHOOD, has_likelihood
 
 
@@ -128,6 +128,10 @@ def table(figures: Mapping[str, Any]) -> str:
     rows = [*(_likelihood_rows(figures) if "estimates" in figures else []), *_comparison_rows(figures)]
     lines = [f"{head}in {figures['seconds']:.0f} s; bits per datum"]
     lines += [f"  {label:<24}{value}".rstrip() for label, value in rows]
+    shown = ["elbo_bits", "K_bits", "entropy_limit_bits"]
+    lines += explained(
+        [name for name in shown if figures.get(name) is not None] + ["paired_gap_bits"] * ("gap_bits" in figures)
+    )
     return "\n".join([*lines, *(textwrap.fill(sentence, 110) for sentence in figures["verdict"])])
 
 

@@ -17,6 +17,7 @@ from dpm_ppl.inference import Fit, bound
 from dpm_ppl.programs import Program, instantiate
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import fit_figure
+from dpm_ppl.reports.numbers import explained
 from dpm_ppl.reports.objective import objective
 from dpm_ppl.reports.samples import draws, samples_figure
 
@@ -64,6 +65,7 @@ def table(figures: Mapping[str, Any]) -> str:
         if figures.get(name) is not None:
             error = figures.get(f"{name}_se")
             lines.append(f"  {label:<21}{figures[name]:>10.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    lines += explained(name for name in rows.values() if figures.get(name) is not None)
     lines += [textwrap.fill(f"Warning: {problem}", 110) for problem in figures.get("problems", [])]
     if "objective_nats" in figures:
         value, error = figures["objective_nats"], figures["objective_nats_se"]

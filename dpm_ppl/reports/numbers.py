@@ -1,10 +1,32 @@
 """Numbers as reports show them: means with their errors, in bits; what is not known."""
 
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpm_ppl.inference.units import mean_and_error
+
+WORDS = {  # what a row of a table means, where the name does not say
+    "elbo_bits": "ELBO: a lower bound on the log likelihood.",
+    "K_bits": (
+        "K: the bound in the form of Sohl-Dickstein et al. 2015, eq. 14; of real numbers it is above the ELBO where "
+        "their second moment exceeds 1, and below where that is less."
+    ),
+    "L_null_bits": "L_null: the log likelihood under the chain's last law, of a model that has learned nothing.",
+    "entropy_limit_bits": "Entropy limit: the data's own expected log density, which no model exceeds.",
+    "paired_gap_bits": (
+        "Gap, datum by datum: each datum's own log density less its estimate, so that which data were drawn cancels; "
+        "it need not be the difference of the two means above."
+    ),
+}
+
+
+def explained(names: Iterable[str]) -> list[str]:
+    """What rows of a table mean, lines to print under it."""
+    return textwrap.wrap(
+        " ".join(WORDS[name] for name in names if name in WORDS), 110, initial_indent="  ", subsequent_indent="  "
+    )
 
 
 def in_bits(name: str, nats: Any) -> dict[str, float]:

@@ -37,8 +37,19 @@ def test_table_shows_what_is_known_with_its_error():
     assert "m: 12,000 iterations in 61 s; bits per datum, on 50 data" in known
     assert "ELBO                    -1.0000 ± 0.1000" in known
     assert "gap to the limit         0.7500 ± 0.1000" in known
+    words = " ".join(known.split())
+    for word in (
+        "ELBO: a lower bound",
+        "K: the bound in the form of",
+        "L_null: the log",
+        "Entropy limit: the data's own",
+    ):
+        assert word in words
+    assert max(map(len, known.splitlines())) <= 110
     unknown = table(metrics(summary(K_bits=math.nan), limit=None, about=about))
     assert "gap" not in unknown
+    assert "K: " not in unknown
+    assert "Entropy limit" not in unknown
     assert "paper's form" not in unknown
 
 
