@@ -26,7 +26,7 @@ from dpm_ppl.handlers import Weight, subsample_steps
 from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, batches_of
-from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, start
+from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.prepare import prepare
 
 _FIRST_END = "num_iterations of the default optimizer"
@@ -245,13 +245,14 @@ def _run(options: _Options) -> Fit:
         runs.write_run(path, settings, information=information)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
     if done.position < options.num_iterations:
-        loop = compile_loop(
-            *(svi, batches, options.args, done.carry),
-            key=noise_key,
-            normaliser=prepared.normaliser,
-            ema_decay=options.ema_decay,
-            frozen_noise=options.frozen_noise,
-        )
+        with compiling(progress=options.progress):
+            loop = compile_loop(
+                *(svi, batches, options.args, done.carry),
+                key=noise_key,
+                normaliser=prepared.normaliser,
+                ema_decay=options.ema_decay,
+                frozen_noise=options.frozen_noise,
+            )
         done = advance(
             *(loop, batches.source, done),
             began=options.began,

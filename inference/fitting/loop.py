@@ -1,8 +1,10 @@
 """The loop of a fit: compiled chunks of stock SVI updates and averages, until it is done, interrupted or broken."""
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +134,22 @@ def _finite(tree: Any) -> Array:
     return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # the number first: it stays
+
+
+def bar_options(*, progress: bool) -> dict[str, Any]:
+    """Options of a progress bar: as wide as a terminal, and to a file a line every 10 s at most."""
+    terminal = sys.stderr.isatty()
+    return {"disable": not progress, "dynamic_ncols": terminal, "mininterval": 0.1 if terminal else 10.0}
+
+
+@contextmanager
+def compiling(*, progress: bool) -> Iterator[None]:
+    """Says so where a bar is to follow, until it is done."""
+    with tqdm(total=0, bar_format="compiling", leave=False, **bar_options(progress=progress)):
+        yield
+
+
 _CHUNK_SECONDS = 0.5
 
 _FIRST_CHUNK = 16
@@ -233,7 +251,7 @@ def advance(
     """
     began -= done.seconds
     kept, kept_at, length = done.position, time.perf_counter(), _FIRST_CHUNK
-    with tqdm(total=num_iterations, initial=done.position, disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=num_iterations, initial=done.position, bar_format=_BAR, **bar_options(progress=progress)) as bar:
         try:
             while done.position < num_iterations:
                 before, chunk_began = done, time.perf_counter()
@@ -243,7 +261,7 @@ def advance(
                 count = position - done.position
                 # One assignment, of buffers that are not donated: an interrupt at any moment finds a whole state.
                 done = Done(position, chunk.carry, np.append(done.losses, losses[:count]), now - began)
-                bar.set_postfix_str(f"{objective} {_bound_bits(done.losses):.3f} bits", refresh=False)
+                bar.set_description_str(f"{objective} {_bound_bits(done.losses):.3f} bits ", refresh=False)
                 bar.update(count)
                 if not healthy:
                     sound = _sound(loop, source, before, done, float(losses[count]))

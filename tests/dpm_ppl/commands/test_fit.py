@@ -138,7 +138,7 @@ def test_ctrl_c_saves_and_says_how_to_carry_on(mine, tmp_path):
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         seen = b""
-        while b"bits]" not in seen and process.poll() is None:  # the progress bar: iterations have begun
+        while b"bits " not in seen and process.poll() is None:  # the progress bar: iterations have begun
             seen += os.read(process.stderr.fileno(), 4096)
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[1].decode()

@@ -1,6 +1,7 @@
 """The loop of a fit: chunks, interrupts, failures change nothing."""
 
 import math
+import re
 import signal
 
 import jax
@@ -100,7 +101,9 @@ def test_progress_shows_bits_and_nothing_else(capfd, chunks, tmp_path):
     bits = -result.losses[-6:].mean() / math.log(2)
     assert out == ""
     assert f"bound {bits:.3f} bits" in err
-    assert all("60 [" in line for line in err.replace("\n", "\r").split("\r") if line.strip())
+    lines = [line.strip() for line in err.replace("\n", "\r").split("\r") if line.strip()]
+    assert lines[0] == "compiling"
+    assert all("60 [" in line for line in lines[1:])
     small()
     assert capfd.readouterr() == ("", "")
 
@@ -150,3 +153,13 @@ def test_a_fit_that_fails_at_once(tmp_path):
     assert caught.value.checkpoint is None
     assert math.isnan(caught.value.bound_bits)
     assert runs.newest_checkpoint(tmp_path) is None
+
+
+def test_the_bar_has_its_number_in_any_width_and_writes_little_to_a_file(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    small(progress=True, num_iterations=60)
+    written = capfd.readouterr().err
+    assert written.index("compiling") < written.index("bound ")
+    lines = [line for line in written.replace("\r", "\n").splitlines() if line.startswith("bound ")]
+    assert len(lines) == 1
+    assert re.match(r"bound -\d+\.\d{3} bits +100%.* 60/60 ", lines[0])
