@@ -203,16 +203,7 @@ def data_categorical(kernel: CategoricalKernel, x: Array, t: Array, logits: Arra
 
     Source: Austin et al. 2021, eq. 4, with P(x^0 | x^t) as it stands: the network need not divide by q(x^t | x^0).
     """
-    event_dim = len(kernel.event_shape)
-    batch_shape = jnp.broadcast_shapes(jnp.shape(t), x.shape[: x.ndim - event_dim])
-    x = jnp.broadcast_to(x, batch_shape + kernel.event_shape)
-    x0 = jnp.broadcast_to(jnp.arange(kernel.num_states).reshape(-1, *(1,) * x.ndim), (kernel.num_states, *x.shape))
-    reached = jnp.take_along_axis(_logits(kernel.marginal(x0, t)), x[None, ..., None], -1)[..., 0]
-    least = jnp.finfo(reached.dtype).min / 8  # the kernel's "cannot be" is below
-    log_predicted = jax.nn.log_softmax(jnp.where(jnp.moveaxis(reached, 0, -1) > least, logits, least))
-    posterior = jax.nn.log_softmax(_logits(kernel.posterior(x0, x, t)))  # (x^0, *x.shape, x^(t-1))
-    averaged = jax.nn.logsumexp(jnp.moveaxis(log_predicted, -1, 0)[..., None] + posterior, 0)
-    return dist.Categorical(logits=averaged).to_event(event_dim)
+    return kernel.averaged_posterior(logits, x, t)
 
 
 def _per_event(kernel: GaussianKernel, values: Array | np.ndarray, t: Array) -> Array:

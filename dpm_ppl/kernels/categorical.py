@@ -113,6 +113,38 @@ class CategoricalKernel(ScheduledKernel):
         likelihood = self._same(xt) * (1 - beta)[..., None] + redrawn[..., None]
         return self._categorical(_log(self._mix(x0, signal, noise)) + _log(likelihood))
 
+    def averaged_posterior(self, logits: Array, xt: ArrayLike, t: ArrayLike) -> dist.Distribution:
+        """One step backward with the data uncertain: `posterior` averaged over x^0, in time and memory of order K.
+
+        P(x^(t-1) = j) = q(xt | j) (signal P_j / q(xt | x^0 = j) + noise pi_j sum_k P_k / q(xt | x^0 = k)), of the
+        signal and the noise before step t.
+
+        Args:
+            logits: Logits of P(x^0 = k | x^t), shape (*batch, *event, K). An x^0 that cannot have led to xt gets none.
+            xt: State after t steps, integers 0..K-1, shape (*batch, *event).
+            t: Step, 1 <= t <= T, broadcastable against batch.
+
+        Returns:
+            Factorised categorical, event shape (*event).
+
+        Raises:
+            TypeError: xt does not hold integers.
+            ValueError: t lies outside 1..T, or xt does not end in the event shape.
+
+        Source: Austin et al. 2021, eq. 4, summed by hand for a step that redraws.
+        """
+        xt = self._check(xt)
+        beta, signal, noise, signal_after, noise_after = (a[..., None] for a in self._at(t))
+        same, redrawn = self._same(xt), self._pi[xt][..., None]
+        reached = same * signal_after + redrawn * noise_after  # q(xt | x^0 = k)
+        possible = reached > 0
+        log_reached = _log(jnp.where(possible, reached, 1.0))
+        log_predicted = jax.nn.log_softmax(jnp.where(possible, logits, -jnp.finfo(logits.dtype).max / 8))
+        log_ratio = jnp.where(possible, log_predicted - log_reached, -jnp.finfo(logits.dtype).max / 8)
+        all_ratios = jax.nn.logsumexp(log_ratio, -1, keepdims=True)
+        before = jnp.logaddexp(_log(signal) + log_ratio, _log(noise * self._pi) + all_ratios)
+        return self._categorical(jax.nn.log_softmax(_log(same * (1 - beta) + redrawn * beta) + before))
+
     @property
     def _pi(self) -> Array:
         return jnp.asarray(self.probs, self.beta.dtype)

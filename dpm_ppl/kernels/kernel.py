@@ -91,9 +91,16 @@ def require_step(t: ArrayLike, num_steps: int) -> Array:
     return jnp.asarray(t)
 
 
+def whole(x: ArrayLike) -> Array:
+    """An array, of bits or whole numbers in 32 bits at least: of fewer they cannot count the states they are among."""
+    x = jnp.asarray(x)
+    narrow = x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4)
+    return x.astype(jnp.int32) if narrow else x
+
+
 def require_state(x: ArrayLike, event_shape: tuple[int, ...]) -> Array:
     """A state as an array whose last dimensions are the event shape, or a clear error."""
-    x = jnp.asarray(x)
+    x = whole(x)
     if x.shape[x.ndim - len(event_shape) :] != event_shape or x.ndim < len(event_shape):
         raise ValueError(f"Expected a state of shape (*batch, *event) with event shape {event_shape}; got {x.shape}.")
     return x
