@@ -18,6 +18,8 @@ from dpm_ppl.statements import Statement, decode, decode_first
 
 Weight = Callable[[Any, Array], Array]
 
+_BY_GUIDE = "drawn by the guide"
+
 
 class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
     r"""Reads every chain statement inside as KL terms at `size` stratified steps per datum, in place of a trajectory.
@@ -44,9 +46,9 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
 
     Raises:
         TypeError: size is no integer, or weight no function.
-        ValueError: size is out of range, a model's chain is neither observed nor replayed from a guide, guide and
-            model disagree on T, event shape, size or weight, or a weight is of another shape than t or is given for a
-            kernel without closed forms, whose terms are no KLs.
+        ValueError: size is out of range, a model's chain is neither observed nor replayed from a guide (as where NUTS
+            or `substitute` gives its points values), guide and model disagree on T, event shape, size or weight, or a
+            weight is of another shape than t or is given for a kernel without closed forms, whose terms are no KLs.
 
     Source: Sohl-Dickstein et al. 2015, eq. 14, in the exact per-datum form; stratified t per datum is ours.
     """
@@ -72,6 +74,12 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
             raise ValueError(
                 f"Expected one diffusion, `size` and `weight` in guide and model; at site {msg['name']!r} the guide "
                 f"has {msg['infer'].get('chain')} and the model {msg['chain']}."
+            )
+        if msg["type"] == "sample" and msg["infer"].get(_BY_GUIDE) is False:
+            raise ValueError(
+                f"Expected a guide's draws at site {msg['name']!r}; it has a value from elsewhere, such as a sampler "
+                "(NUTS) or `substitute`: subsample_steps reads a chain as terms of the bound, at points of no density. "
+                "Use the plain program, without subsample_steps."
             )
 
 
@@ -112,7 +120,7 @@ def _forward_terms(statement: Statement, *, size: int | None, weight: Weight | N
     name = statement.name
     x0: Any = statement.x0  # which a forward chain has
     kernel = require_closed_forms(statement.diffusion.kernel)
-    x1 = _point(f"{name}_first", kernel.marginal(x0, 1), _built_for(kernel, size, weight))
+    x1 = _point(f"{name}_first", kernel.marginal(x0, 1), {**_built_for(kernel, size, weight), _BY_GUIDE: True})
     numpyro.sample(f"{name}_last", kernel.marginal(x0, kernel.num_steps))
     if kernel.num_steps > 1:
         t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
@@ -125,7 +133,7 @@ def _forward_terms(statement: Statement, *, size: int | None, weight: Weight | N
 def _reverse_terms(statement: Statement, *, size: int | None, weight: Weight | None) -> Array:
     name, kernel = statement.name, statement.diffusion.kernel
     given = _Given(kernel.stationary().support, (), kernel.event_shape)
-    x1 = _point(f"{name}_first", given, _built_for(kernel, size, weight))
+    x1 = _point(f"{name}_first", given, {**_built_for(kernel, size, weight), _BY_GUIDE: False})
     numpyro.sample(f"{name}_last", kernel.stationary())
     if kernel.num_steps > 1:
         batch_shape = _batch_shape(kernel, x1)

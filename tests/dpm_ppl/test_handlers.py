@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.distributions import kl_divergence
-from numpyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer import MCMC, NUTS, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 
 import dpm_ppl as dpm
@@ -305,6 +305,20 @@ def test_different_diffusions_or_sizes_in_model_and_guide():
         ValueError, match=r"guide has T = 4, event shape \(2, 1\), size 2 and the model .*\(2,\), size 2"
     ):
         traced_loss(*subsampled((model, lambda x0: dpm.single_chain(wide)[1](x0[..., None])), 2))
+
+
+def test_points_that_no_guide_drew():
+    """A sampler would take the points of evaluation for latents of no density, and return what is no posterior."""
+    model, guide = subsampled(dpm.single_chain(SHORT.diffusion), 2)
+    with handlers.substitute(data=SHORT.params):
+        with pytest.raises(
+            ValueError, match=r"Expected a guide's draws at site 'x_first'.*NUTS.*Use the plain program"
+        ):
+            MCMC(NUTS(model), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0), X0)
+        points = {name: site["value"] for name, site in handlers.trace(handlers.seed(guide, 0)).get_trace(X0).items()}
+        with pytest.raises(ValueError, match="Expected a guide's draws at site 'x_first'"):
+            handlers.seed(handlers.substitute(model, points), 0)(X0)
+        assert handlers.seed(handlers.replay(model, handlers.trace(handlers.seed(guide, 0)).get_trace(X0)), 1)(X0) is X0
 
 
 def test_only_one_of_model_and_guide_wrapped():
