@@ -15,6 +15,7 @@ from numpyro.infer.svi import SVIState
 from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import require_data
+from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches, called
 from dpm_ppl.kernels.kernel import Kernel
 
@@ -63,7 +64,7 @@ def prepare(
     Raises:
         TypeError, ValueError: what the program says of itself and the first batch; the data, all of them, are not
             those of its kernel (see `dpm_ppl.diffusion.require_data`); a data plate is of another size than the data;
-            nothing can be learned.
+            nothing can be learned, or a parameter is in the law of a chain's discrete draws.
     """
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
@@ -80,6 +81,9 @@ def prepare(
         raise ValueError(
             "Expected a program with parameters to fit; model and guide declare none with numpyro.param or a module."
         )
+    laws = learned_laws(partial(called, guide), svi.get_params(state), x0, *args, besides=read.discrete)
+    if laws:
+        raise ValueError(f"Expected chains of discrete states whose forward kernel is fixed; {told(laws)}")
     if batches.num_data is not None:
         leaves = jax.tree.leaves(batches.source)
         for kernel, leaf in read.kernels:
