@@ -17,7 +17,7 @@ from numpyro.util import is_prng_key
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.kernels.kernel import Kernel
+from dpm_ppl.kernels.kernel import Kernel, step_number
 
 
 class _Chain(dist.Distribution):
@@ -92,7 +92,7 @@ class ForwardChain(_Chain):
     @property
     def has_rsample(self) -> bool:
         """Whether gradients pass through samples, as the kernel's step says."""
-        return bool(self.kernel.step(self.x0, 1).has_rsample)
+        return bool(self.kernel.step(self.x0, step_number(1)).has_rsample)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Trajectories, shape (*sample_shape, *batch, T, *event), by one scan over the steps."""
@@ -106,7 +106,7 @@ class ForwardChain(_Chain):
         num_steps = self.diffusion.num_steps
         first_key, key = jax.random.split(key)
         start = jnp.broadcast_to(self.x0, sample_shape + self.x0.shape)
-        first = self.kernel.step(start, 1).sample(first_key)
+        first = self.kernel.step(start, step_number(1)).sample(first_key)
         keys = jax.random.split(key, num_steps - 1)
         _, rest = jax.lax.scan(step, first, (jnp.arange(2, num_steps + 1), keys))
         return jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, first.ndim - len(self.diffusion.event_shape))
@@ -115,7 +115,7 @@ class ForwardChain(_Chain):
         """Log density in nats of trajectories of shape (*batch, T, *event)."""
         before, after, t, factor = self._transitions(value)
         first = jnp.take(value, 0, axis=jnp.ndim(value) - self.event_dim)
-        start = self.kernel.step(self.x0, 1).log_prob(first)
+        start = self.kernel.step(self.x0, step_number(1)).log_prob(first)
         if self.diffusion.num_steps == 1:
             return start
         return start + factor * jnp.sum(self.kernel.step(before, t).log_prob(after), 0)

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-from dpm_ppl.kernels.kernel import Kernel, is_concrete, whole
+from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, whole
 from dpm_ppl.tracing import trace_shapes
 
 Reverse = Callable[..., dist.Distribution]
@@ -102,7 +102,7 @@ class Diffusion:
             )
         _require_laws(self.kernel, _state(self.kernel, _BATCHES[0]), "step")
         if self.decode is None:
-            object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, 1))
+            object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, step_number(1)))
             object.__setattr__(self, "has_fixed_last_step", True)
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):

@@ -13,7 +13,7 @@ from numpyro.primitives import Messenger
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.chains import ForwardChain, ReverseChain
-from dpm_ppl.kernels.kernel import Kernel, has_closed_forms, require_closed_forms
+from dpm_ppl.kernels.kernel import Kernel, has_closed_forms, require_closed_forms, step_number
 from dpm_ppl.statements import Statement, decode, decode_first
 
 Weight = Callable[[Any, Array], Array]
@@ -120,8 +120,10 @@ def _forward_terms(statement: Statement, *, size: int | None, weight: Weight | N
     name = statement.name
     x0: Any = statement.x0  # which a forward chain has
     kernel = require_closed_forms(statement.diffusion.kernel)
-    x1 = _point(f"{name}_first", kernel.marginal(x0, 1), {**_built_for(kernel, size, weight), _BY_GUIDE: True})
-    numpyro.sample(f"{name}_last", kernel.marginal(x0, kernel.num_steps))
+    x1 = _point(
+        f"{name}_first", kernel.marginal(x0, step_number(1)), {**_built_for(kernel, size, weight), _BY_GUIDE: True}
+    )
+    numpyro.sample(f"{name}_last", kernel.marginal(x0, step_number(kernel.num_steps)))
     if kernel.num_steps > 1:
         t = _draw_steps(name, kernel, _batch_shape(kernel, x1), size)
         with _plate(name, t):

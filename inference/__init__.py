@@ -2,7 +2,7 @@
 
 Five wings that do not know of each other, but for `checks`, which may use any: `fitting` (SVI on the bound),
 `likelihoods` (the bound term by term, importance weights), `posteriors` (sequential Monte Carlo), `samples` (against
-data) and `checks` (before any of it). Below them `arguments`, `psis`, `records` and `units`, which they
+data) and `checks` (before any of it). Below them `arguments`, `discrete`, `psis`, `records` and `units`, which they
 share.
 """
 

@@ -19,7 +19,8 @@ def fences(language: str) -> list[re.Match[str]]:
 
 
 @pytest.mark.slow
-def test_python_snippets_run_in_order() -> None:
+def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     text = README.read_text()
     namespace: dict[str, Any] = {"__name__": "readme"}
     for fence in fences("python"):
@@ -29,6 +30,8 @@ def test_python_snippets_run_in_order() -> None:
     samples = jnp.asarray(namespace["samples"])
     assert samples.shape == (1, 1000, 2)
     assert jnp.all(jnp.isfinite(samples))
+    assert namespace["given_red"].shape == (1, 100, 2)
+    assert jnp.all(jnp.isfinite(namespace["given_red"]))
 
 
 def test_main_example_is_the_program_of_the_notebook() -> None:

@@ -54,7 +54,8 @@ def fit(
             noted["held_out"] = held_out
             recipe["batch_size"] = min(recipe["batch_size"], len(data))
             typer.echo(
-                f"{len(evaluated.data):,} of {len(all_data):,} data are held out, drawn by the seed, to evaluate on."
+                f"{len(evaluated.data):,} of {len(all_data):,} data are held out, drawn by the seed, to evaluate on; "
+                "--held-out 0 fits all."
             )
         _keep(program, run_dir, resume=resume, force=force)
         programs_and_data = (program.model, program.guide, data)

@@ -91,6 +91,11 @@ def require_step(t: ArrayLike, num_steps: int) -> Array:
     return jnp.asarray(t)
 
 
+def step_number(t: int) -> np.ndarray:
+    """A step t as an array, as every t is that a program's own laws see: `t[..., None]` works at all of them."""
+    return np.asarray(t)
+
+
 def whole(x: ArrayLike) -> Array:
     """An array, of bits or whole numbers in 32 bits at least: of fewer they cannot count the states they are among."""
     x = jnp.asarray(x)

@@ -19,7 +19,7 @@ from dpm_ppl.diffusion import require_laws
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.statistics import ROUNDING, STANDARD_ERRORS, Difference
 from dpm_ppl.inference.checks.subject import Chain
-from dpm_ppl.kernels.kernel import Kernel, has_closed_forms, has_marginal
+from dpm_ppl.kernels.kernel import Kernel, has_closed_forms, has_marginal, step_number
 
 Law = Callable[..., dist.Distribution]
 
@@ -232,7 +232,7 @@ def _end(chain: Chain) -> Finding:
         return skipped("end of the chain", "q(x^T|x^0) is not known: the kernel has no `marginal`.")
 
     def divergence(x0: Array, key: Array) -> Array:
-        last, pi = kernel.marginal(x0, kernel.num_steps), kernel.stationary()
+        last, pi = kernel.marginal(x0, step_number(kernel.num_steps)), kernel.stationary()
         try:
             return kl_divergence(last, pi)
         except NotImplementedError:

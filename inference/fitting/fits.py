@@ -169,6 +169,8 @@ class _Options:
     fingerprint: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
+        if isinstance(self.optimizer, optax.MultiSteps):  # which is an object of Optax's, but no transformation
+            object.__setattr__(self, "optimizer", self.optimizer.gradient_transformation())
         _require_kinds(
             model=self.model, guide=self.guide, key=self.key, args=self.args, loss=self.loss, optimizer=self.optimizer
         )

@@ -20,7 +20,7 @@ from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.entropy import entropy
 from dpm_ppl.inference.units import in_both_units, mean_and_error
-from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms
+from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms, step_number
 from dpm_ppl.programs import instantiate
 
 
@@ -218,7 +218,7 @@ def _closed_form(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array
         return kl_sum + kl, jnp.mean(kl)
 
     stationary = kernel.stationary()
-    first, last = kernel.marginal(x0, 1), kernel.marginal(x0, kernel.num_steps)
+    first, last = kernel.marginal(x0, step_number(1)), kernel.marginal(x0, step_number(kernel.num_steps))
     reconstruction = controlled_reconstruction(diffusion, x0, first.sample(first_key), first_key)
     prior_matching = divergence(last, stationary, last_key)
     kl_sum, kl = _over_steps(at_step, jnp.zeros_like(reconstruction), diffusion)
@@ -244,7 +244,7 @@ def _trajectory(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array]
         kl = step.log_prob(xt) - diffusion.reverse(xt, t).log_prob(before)
         return (xt, kl_sum + kl), jnp.mean(kl)
 
-    first = kernel.step(x0, 1)
+    first = kernel.step(x0, step_number(1))
     x1 = first.sample(first_key)
     reconstruction = diffusion.decode(x1).log_prob(x0)
     (xt, kl_sum), kl = _over_steps(at_step, (x1, jnp.zeros_like(reconstruction)), diffusion)
@@ -264,7 +264,7 @@ def controlled_reconstruction(diffusion: Diffusion, x0: Array, x1: Array, key: A
     They are log p(x^0|x^1) less a control variate of known mean, log q(x^1|x^0) - log pi(x^1): by detailed balance the
     rest is log pi(x^0), whatever x^1, where p(x^0|x^1) is the paper's. (Without an analytic mean it cancels: one key.)
     """
-    first, stationary = diffusion.kernel.step(x0, 1), diffusion.kernel.stationary()
+    first, stationary = diffusion.kernel.step(x0, step_number(1)), diffusion.kernel.stationary()
     mean = divergence(first, stationary, key)
     control = first.log_prob(x1) - stationary.log_prob(x1) - mean
     control = jnp.where(_is_infinite(mean), 0.0, control)  # pi may lack states of the data: an absorbing kernel

@@ -30,7 +30,7 @@ from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.bounds import controlled_reconstruction, divergence
-from dpm_ppl.kernels.kernel import Kernel
+from dpm_ppl.kernels.kernel import Kernel, step_number
 from dpm_ppl.kernels.scheduled import ScheduledKernel
 from dpm_ppl.programs import instantiate
 
@@ -121,7 +121,7 @@ def _terms(
         built = of_all.beside(repeated)
         start = jnp.broadcast_to(x0, (num_samples, *x0.shape))
         first_key = jax.random.fold_in(key, 1)
-        x1 = built.kernel.step(start, 1).sample(first_key)
+        x1 = built.kernel.step(start, step_number(1)).sample(first_key)
         reconstruction = controlled_reconstruction(built, start, x1, first_key)
 
         def at_step(carry: tuple[Array, Array, Array], t: Array) -> tuple[Any, tuple[Array, Array, Array]]:
@@ -142,7 +142,7 @@ def _terms(
         if built.num_steps > 1:
             carry, terms = jax.lax.scan(at_step, carry, jnp.arange(1, built.num_steps))
         before, _, elbo = carry
-        last = built.kernel.step(before, built.num_steps)
+        last = built.kernel.step(before, step_number(built.num_steps))
         prior_matching = divergence(last, built.kernel.stationary(), jax.random.fold_in(key, 0))
         return {
             "consistency": terms[0],
@@ -161,4 +161,4 @@ def _bridge(kernel: Kernel, before: Array, after: Array, t: Array) -> Any:
     if not isinstance(kernel, ScheduledKernel):
         return None
     two_steps: Any = dataclasses.replace(kernel, beta=kernel.beta[jnp.stack([t - 1, t])])
-    return two_steps.posterior(before, after, 2)
+    return two_steps.posterior(before, after, step_number(2))

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.kernels.kernel import step_number
 from dpm_ppl.programs import instantiate
 
 Total = tuple[Array, Array, Array]  # running sum, what its rounding lost, and the first step that made it NaN or +inf
@@ -65,7 +66,7 @@ def forward_weights(
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i % num_data), i // num_data))(index)
     x0 = x0[index % num_data]
 
-    def onward(x: Array, t: Array | int) -> tuple[Array, Array]:
+    def onward(x: Array, t: Array | np.ndarray) -> tuple[Array, Array]:
         def draw(x: Array, key: Array) -> tuple[Array, Array]:
             step = kernel.step(x, t)
             xt = step.sample(jax.random.fold_in(key, t))
@@ -80,7 +81,7 @@ def forward_weights(
         cross_entropy = -jnp.sum(jnp.where(real, log_reverse, 0.0))
         return (xt, _add(total, log_reverse - log_forward, t)), (cross_entropy, xt if keep else None)
 
-    x1, log_forward = onward(x0, 1)
+    x1, log_forward = onward(x0, step_number(1))
     total = _add(_zero(len(index)), built.decode(x1).log_prob(x0) - log_forward, 1)
     (xt, total), (cross_entropy, states) = _scan(step, (x1, total), jnp.arange(2, built.num_steps + 1))
     result = _result(_add(total, kernel.stationary().log_prob(xt), built.num_steps + 1))
@@ -133,7 +134,7 @@ def reverse_weights(
     total = _add(_zero(len(index)), log_prior, num_steps + 1)
     (x1, total), _ = _scan(step, (last, total), jnp.arange(num_steps, 1, -1))
     x0, log_decode = draw(lambda one, x: one.decode(x), 1, x1)
-    return {"x0": x0} | _result(_add(total, log_decode - kernel.step(x0, 1).log_prob(x1), 1))
+    return {"x0": x0} | _result(_add(total, log_decode - kernel.step(x0, step_number(1)).log_prob(x1), 1))
 
 
 def _scan(step: Callable[..., Any], carry: Any, t: Array) -> Any:

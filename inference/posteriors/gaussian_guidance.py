@@ -16,7 +16,7 @@ from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.distributions import innermost, inverse_lower, lower_factor, solve_lower
 from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target
 from dpm_ppl.inference.posteriors.proposals import NormalMove
-from dpm_ppl.kernels.kernel import has_closed_forms
+from dpm_ppl.kernels.kernel import has_closed_forms, step_number
 
 NAME = "normal"
 
@@ -82,7 +82,9 @@ def guides(diffusion: Diffusion) -> bool:
     if not has_closed_forms(kernel):
         return False
     x = jnp.zeros(kernel.event_shape)
-    return applies(kernel.marginal(x, 1)) and (kernel.num_steps == 1 or applies(kernel.posterior(x, x, 2)))
+    return applies(kernel.marginal(x, step_number(1))) and (
+        kernel.num_steps == 1 or applies(kernel.posterior(x, x, step_number(2)))
+    )
 
 
 def require_clampable(p: dist.Distribution, *, full: bool | None = None) -> None:

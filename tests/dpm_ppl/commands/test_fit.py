@@ -124,7 +124,7 @@ def test_a_file_with_the_four_names_alone_fits(tmp_path):
     assert done.exit_code == 0, done.output
     figures = metrics_of(tmp_path / "run")
     assert (figures["num_data"], figures["data"]) == (4, "held-out data")
-    assert "4 of 40 data are held out, drawn by the seed, to evaluate on." in done.stdout
+    assert "4 of 40 data are held out, drawn by the seed, to evaluate on; --held-out 0 fits all." in done.stdout
     assert "on 4 held-out data" in done.stdout
     assert "gap_bits" not in figures
     assert figures["K_bits"] is not None

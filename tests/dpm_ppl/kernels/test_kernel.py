@@ -5,10 +5,14 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from numpyro.distributions.kl import kl_divergence
+from numpyro.infer import TraceMeanField_ELBO
 
 import dpm_ppl as dpm
+from dpm_ppl import inference
 from dpm_ppl.schedules import constant_fraction, cosine, linear, log_snr
 
 KERNELS = {
@@ -270,3 +274,44 @@ class TestBadInput:
         ):
             with pytest.raises(ValueError, match=r"event shape \(3, 2\); got \(" + ", ".join(map(str, shape))):
                 law(x, 2)
+
+
+# Of a kernel of one's own
+
+
+class OfArrays:
+    """A kernel whose laws index t, as users write them."""
+
+    def __init__(self):
+        self.inner = dpm.GaussianKernel(constant_fraction(3) * 0.9, (2,))
+        self.num_steps, self.event_shape, self.stationary = 3, (2,), self.inner.stationary
+
+    def __getattr__(self, name):
+        if name not in ("step", "marginal", "posterior"):
+            raise AttributeError(name)
+
+        def law(*arguments):
+            assert isinstance(arguments[-1], np.ndarray | jax.Array), type(arguments[-1])
+            arguments[-1][..., None]
+            return getattr(self.inner, name)(*arguments)
+
+        return law
+
+
+def test_every_law_sees_t_as_an_array():
+    def diffusion():
+        kernel = OfArrays()
+        slope = numpyro.param("slope", 0.7)
+        return dpm.Diffusion(kernel, lambda x, t: dist.Normal(slope * x, 0.1 * t[..., None] + 0.5).to_event(1))
+
+    model, guide = dpm.single_chain(diffusion)
+    x0, params = jnp.array([[0.3, -1.0], [0.1, 0.4]]), {"slope": jnp.array(0.7)}
+    given = {"params": params, "key": jax.random.key(0)}
+    terms = inference.bound(diffusion, x0, num_samples=2, **given)
+    weights = inference.log_likelihood(diffusion, x0, num_particles=3, **given)
+    inference.consistency_bound(diffusion, x0, **given)
+    for size in (None, 1):
+        pair = (dpm.subsample_steps(program, size=size) for program in (model, guide))
+        assert jnp.isfinite(TraceMeanField_ELBO().loss(jax.random.key(1), params, *pair, x0))
+    assert jnp.isfinite(terms.elbo).all()
+    assert jnp.isfinite(weights.log_weight).all()

@@ -411,3 +411,8 @@ def elbo_nats(params, data=DATA):
         -0.5 * (x0[:, None] - np.sqrt(1 - BETA[0]) * x1) ** 2 / BETA[0] - 0.5 * np.log(2 * np.pi * BETA[0])
     ) @ weights
     return total.mean()
+
+
+def test_an_optimizer_that_adds_up_several_batches():
+    several = optax.MultiSteps(optax.adam(0.01), every_k_schedule=3)
+    assert identical(small(optimizer=several).params, small(optimizer=several.gradient_transformation()).params)
