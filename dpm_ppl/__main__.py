@@ -57,7 +57,8 @@ def main() -> None:
         came = True
         signal.default_int_handler(*at)
 
-    signal.signal(signal.SIGINT, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is to be ignored
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app(prog_name="dpm")
     except BaseException as end:

@@ -4,13 +4,10 @@ import ast
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dpm_ppl.inference.records import write_json, write_whole
 from dpm_ppl.programs import Program
 
 FOLDER = "program"
@@ -18,26 +15,25 @@ FOLDER = "program"
 ABOUT = "program.json"
 
 
-def keep_program(program: Program, run_dir: Path) -> None:
-    """Copies a program into its run, in `program/`: its file, those beside it that it imports, and their hashes.
+def files_of(program: Program, run_dir: Path) -> dict[str, bytes]:
+    """What a run is to keep of a program, as it is now: its file, those beside it that it imports, and their hashes.
 
     Args:
         program: The program.
-        run_dir: Directory of the run, which is there.
+        run_dir: Directory of the run.
+
+    Returns:
+        Contents by path in the run.
     """
-    folder, root = run_dir / FOLDER, program.path.parent
-    if program.path.resolve().is_relative_to(folder.resolve()):
-        return  # it is the copy
-    shutil.rmtree(folder, ignore_errors=True)
-    hashes = {}
-    for path in _files(program.path):
-        content = path.read_bytes()
-        copy = folder / path.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(copy, partial(_write, content))
-        hashes[str(path.relative_to(root))] = hashlib.sha256(content).hexdigest()
-    came_from = os.path.relpath(program.path, run_dir)
-    write_json(folder / ABOUT, {"file": program.path.name, "came_from": came_from, "sha256": hashes})
+    root = program.path.parent
+    contents = {str(path.relative_to(root)): path.read_bytes() for path in _files(program.path)}
+    about = {
+        "file": program.path.name,
+        "came_from": os.path.relpath(program.path, run_dir.resolve()),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    kept = {f"{FOLDER}/{name}": content for name, content in contents.items()}
+    return {**kept, f"{FOLDER}/{ABOUT}": json.dumps(about, indent=1).encode()}
 
 
 def kept_program(run_dir: Path, *, force: bool = False) -> Path | None:
@@ -77,7 +73,7 @@ def edited_since(run_dir: Path, path: Path | None = None) -> list[str]:
     if not (folder / ABOUT).exists():
         return []
     about = _about(folder)
-    path = run_dir / about["came_from"] if path is None else path
+    path = run_dir.resolve() / about["came_from"] if path is None else path
     if not path.is_file():
         return []
     changed = []
@@ -86,10 +82,6 @@ def edited_since(run_dir: Path, path: Path | None = None) -> list[str]:
         other = path if mine else path.parent / name
         changed += [found if mine else f"{name}: {found}" for found in _differences(folder / name, other)]
     return changed
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -113,6 +105,8 @@ def _files(path: Path) -> Iterator[Path]:
         yield file
         for name in _imported(file, root):
             parts = name.split(".")
+            if parts[0] == __name__.partition(".")[0]:
+                continue
             for depth in range(1, len(parts) + 1):
                 place = root.joinpath(*parts[:depth])
                 for found in (place.with_suffix(".py"), place / "__init__.py"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpyro.distributions as dist
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
@@ -13,6 +14,7 @@ from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, s
 from dpm_ppl.commands.held_out import Evaluated
 from dpm_ppl.commands.run import Force, Model, RunDir, open_run
 from dpm_ppl.inference.records import write_json
+from dpm_ppl.inference.samples.discriminator import FEWEST
 
 
 def evaluate(
@@ -43,6 +45,11 @@ def evaluate(
         names = ["likelihood.nc", "evaluation.json", "evaluation.png"]
         directory = free_directory(run_dir, out, names, overwrite=overwrite)
         given = run.evaluated if data is None else Evaluated(read_array(data, "--data"), f"data of {data.name}")
+        if discriminator and not isinstance(given.data, dist.Distribution) and len(given.data) < FEWEST:
+            raise ValueError(
+                f"Expected at least {FEWEST} data for --discriminator; got {len(given.data)} of {given.called}. --data "
+                "FILE.npy takes others."
+            )
         started = time.monotonic()
         about = {"model": run.name, "data": given.called, "seed": seed, "seconds": 0.0}
         evaluated = evaluate_program(

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import typer
 
 from dpm_ppl import inference
-from dpm_ppl.commands.copies import FOLDER, edited_since, keep_program, kept_program
+from dpm_ppl.commands.copies import FOLDER, edited_since, files_of
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import known, load
@@ -33,8 +33,11 @@ def fit(
         typer.Option("--resume", help="Carry on from the last checkpoint; with more --iterations, beyond the end."),
     ] = False,
     held_out: Annotated[
-        float, typer.Option(help="Share of an array of data that is kept back to evaluate on; 0 for none.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Share of an array of data that is kept back to evaluate on; by default a tenth, 0 for none."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Resume though the program was edited.")] = False,
 ) -> None:
     """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
@@ -43,29 +46,30 @@ def fit(
     with clear_errors():
         program = load(model)
         run_dir = run_dir or Path("runs") / program.path.stem
+        files = files_of(program, run_dir)  # as they are now: they may be edited while the fit goes on
+        noted = _noted(model, program, run_dir, seed=seed, held_out=held_out, resume=resume)
+        _require_unedited(program, run_dir, resume=resume and not force)
         key, evaluation_key = jax.random.split(jax.random.key(seed))
         all_data = program.data()
-        data, evaluated = split(program, all_data, share=held_out, seed=seed)
+        data, evaluated = split(program, all_data, share=noted["held_out"], seed=seed)
         recipe = _recipe(program, data)
         if iterations is not None:
             recipe["num_iterations"] = iterations
-        noted: dict[str, Any] = {"model": program.name if model in known() else program.path.name, "seed": seed}
-        if data is not all_data:
-            noted["held_out"] = held_out
+        if data is all_data:
+            del noted["held_out"]
+        else:
             recipe["batch_size"] = min(recipe["batch_size"], len(data))
             typer.echo(
                 f"{len(evaluated.data):,} of {len(all_data):,} data are held out, drawn by the seed, to evaluate on; "
                 "--held-out 0 fits all."
             )
-        _keep(program, run_dir, resume=resume, force=force)
         programs_and_data = (program.model, program.guide, data)
         try:
             fitted = inference.fit(
-                *programs_and_data, key=key, run_dir=run_dir, resume=resume, fingerprint=noted, **recipe
+                *programs_and_data, key=key, run_dir=run_dir, resume=resume, fingerprint=noted, files=files, **recipe
             )
-            keep_program(program, run_dir)  # what went on, should it have been edited
             about = {
-                "model": noted["model"],
+                "model": Path(noted["model"]).name,
                 "data": evaluated.called,
                 "iterations": fitted.num_iterations,
                 "seconds": float(fitted.seconds),
@@ -78,31 +82,41 @@ def fit(
             written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
             typer.echo(", ".join(map(str, written)))
         except KeyboardInterrupt:
-            if force:
-                keep_program(program, run_dir)
             again = ["dpm", "fit", model, "--run-dir", str(run_dir), "--seed", str(seed), "--resume"]
             again += [] if iterations is None else ["--iterations", str(iterations)]
-            again += [] if held_out == 0.1 else ["--held-out", str(held_out)]
             typer.echo(f"\nInterrupted. To carry on: {shlex.join(again)}", err=True)
             raise typer.Exit(130) from None
+        except ValueError as error:
+            if data is all_data or "to have the full size" not in str(error):
+                raise
+            raise ValueError(f"{error} With --held-out 0 all {len(all_data):,} data are fitted.") from error
 
 
-def _keep(program: Program, run_dir: Path, *, resume: bool, force: bool) -> None:
-    """Keeps a copy of the program in the run, unless it is of another: ValueError where it was edited since."""
-    runs.open_run(run_dir, resume=resume)
-    changed = edited_since(run_dir, program.path) if resume else []
-    if changed and not force:
+def _noted(
+    model: str, program: Program, run_dir: Path, *, seed: int, held_out: float | None, resume: bool
+) -> dict[str, Any]:
+    """What tells this run from another; of one that is resumed, as it has it where the command does not say."""
+    name = program.name if model in known() else program.path.name
+    if resume and (run_dir / runs.FILE).exists():
+        there: dict[str, Any] = inference.read_run(run_dir)["settings"].get("fingerprint") or {}
+        if Path(str(there.get("model"))).name == name:
+            name = there["model"]  # runs without a copy have its path
+        held_out = there.get("held_out", 0.0) if held_out is None else held_out
+    return {"model": name, "seed": seed, "held_out": 0.1 if held_out is None else held_out}
+
+
+def _require_unedited(program: Program, run_dir: Path, *, resume: bool) -> None:
+    changed = edited_since(run_dir, program.path) if resume and (run_dir / runs.FILE).exists() else []
+    if changed:
         raise ValueError(
             f"Expected the program as it was when the run in {run_dir} began; {', '.join(changed)} changed. Give back "
             f"what {run_dir / FOLDER} has, or use another --run-dir; --force goes on with it as it now is."
         )
-    if not resume or kept_program(run_dir, force=True) is None:
-        keep_program(program, run_dir)
 
 
 def _recipe(program: Program, data: Any) -> dict[str, Any]:
     """The program's recipe, all of it known to `fit`; what a program without one needs is chosen to suit its data."""
-    ours = {"key", "run_dir", "resume", "progress", "fingerprint"}
+    ours = {"key", "run_dir", "resume", "progress", "fingerprint", "files"}
     parameters = inspect.signature(inference.fit).parameters.items()
     options = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
     unknown = [name for name in program.recipe if name not in options]

@@ -63,11 +63,19 @@ def open_run(run_dir: Path, *, model: str | None = None, force: bool = False) ->
             f"Expected the program of the run in {run_dir / FOLDER}; there is none, nor at {before}. --model FILE says "
             "where it is."
         )
-    program = load(model or kept or before)
+    try:
+        program = load(model or kept or before)
+        data = program.data()
+    except (OSError, ImportError) as error:
+        if kept is None:
+            raise
+        raise FileNotFoundError(
+            f"Expected the program in {run_dir / FOLDER} to find all that it reads; got: {error} --model FILE takes "
+            "the program where its data are."
+        ) from error
     if changed := edited_since(run_dir, None if model is None else program.path):
         used = "the program is as it was then; --model takes another" if model is None else "--model takes it as it is"
         typer.echo(f"Note: {', '.join(changed)} changed since the fit; {used}.", err=True)
-    data = program.data()
     evaluated = split(program, data, share=noted.get("held_out", 0.0), seed=noted.get("seed", 0))[1]
     return Run(Path(before).name, program, data, evaluated, fitted_params(run_dir, program, data))
 

@@ -76,6 +76,7 @@ def fit(
     num_checkpoints: int = 3,
     progress: bool = True,
     fingerprint: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Fit:
     """Fits a program to data by stochastic variational inference on the bound K.
 
@@ -121,6 +122,8 @@ def fit(
         progress: Whether to show a progress bar, with the bound in bits per datum, averaged over the last tenth.
         fingerprint: What else tells this run from another, such as a name and a seed; JSON. Kept in `run.json`, and
             compared.
+        files: What else to keep in run_dir, such as the program's source: contents by relative path, written before
+            the first iteration of this call.
 
     Returns:
         Parameters and losses.
@@ -167,6 +170,7 @@ class _Options:
     num_checkpoints: int
     progress: bool
     fingerprint: Mapping[str, Any] | None
+    files: Mapping[str, bytes] | None
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, optax.MultiSteps):  # which is an object of Optax's, but no transformation
@@ -244,6 +248,7 @@ def _run(options: _Options) -> Fit:
         if ends[1:] and options.progress and done.position <= ends[-2]:
             rate = f"{options.learning_rate:g}"
             tqdm.write(f"After {ends[-2]} iterations the learning rate starts anew at {rate}.", file=sys.stderr)
+        runs.write_files(path, options.files or {})
         runs.write_run(path, settings, information=information)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
     if done.position < options.num_iterations:
@@ -280,6 +285,8 @@ def _ends(path: Path | None, num_iterations: int) -> list[int]:
     if _FIRST_END not in run["settings"]:
         return [num_iterations]  # a run with another optimiser
     ends = [run["settings"][_FIRST_END], *run.get("restarts", [])]
+    while ends[1:] and runs.newest_position(path) <= ends[-2]:
+        ends.pop()  # of which no iteration is kept
     if num_iterations < ends[-1]:
         raise ValueError(
             f"Expected `num_iterations` of at least {ends[-1]}, at which the learning rate of the run in {path} ends; "

@@ -13,16 +13,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
-from dpm_ppl.inference.records import write_json
+from dpm_ppl.inference.records import write_json, write_whole
 from dpm_ppl.tracing import trace_quietly
 
 FILE = "run.json"
@@ -113,6 +114,25 @@ def write_run(path: Path, settings: Mapping[str, Any], *, information: Mapping[s
     """
     versions = {"python": platform.python_version(), **{name: version(name) for name in _MADE_WITH}}
     write_json(path / FILE, {"settings": settings, **information, "versions": versions})
+
+
+def write_files(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a run, each all of it or nothing.
+
+    Args:
+        path: The directory.
+        files: Contents by relative path.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path / name, partial(_write, content))
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
@@ -239,6 +259,11 @@ def kinds(tree: Any) -> dict[str, str]:
 def folder(run_dir: Path, position: int) -> Path:
     """Directory of the checkpoint after `position` iterations."""
     return run_dir / CHECKPOINTS / str(position)
+
+
+def newest_position(run_dir: Path) -> int:
+    """Number of iterations after which the newest checkpoint was saved; 0 where there is none."""
+    return max(_positions(run_dir), default=0)
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:

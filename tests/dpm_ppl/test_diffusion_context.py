@@ -195,6 +195,7 @@ def test_svi_and_predictive(elbo):
     np.testing.assert_array_less(np.abs(drawn.mean(0) - others.mean(0)), 4.5 * error)
 
 
+@pytest.mark.filterwarnings("ignore:The posterior can NOT be trusted:UserWarning")  # of so few particles
 @pytest.mark.parametrize(("sampler", "which"), [("widened", (0, 1, 2)), ("default", (2,)), ("perturbed", (0, 1, 2))])
 def test_posteriors_of_a_datum_are_beside_its_context(sampler, which):
     _, c = made(3)

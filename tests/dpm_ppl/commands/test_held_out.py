@@ -79,6 +79,21 @@ def test_an_evaluation_is_of_the_data_that_the_fit_did_not_see(tmp_path):
     )
 
 
+def test_few_data_and_a_plate_of_all_say_what_to_do(tmp_path):
+    (tmp_path / "mine.py").write_text(ARRAY)
+    assert dpm("fit", tmp_path / "mine.py", "--run-dir", tmp_path / "run", "--iterations", 2).exit_code == 0
+    done = dpm("evaluate", tmp_path / "run", "--particles", 5, "--discriminator")
+    assert_error(done, "Expected at least 40 data for --discriminator; got 20 of held-out data.")
+    plate = ARRAY.replace('"data", len(x0))', '"data", 200, subsample_size=len(x0))')
+    plate = plate.replace('"data", size if x0 is None else len(x0))', '"data", 200, subsample_size=len(x0))')
+    (tmp_path / "plate.py").write_text(plate)
+    given = ("fit", tmp_path / "plate.py", "--iterations", 2, "--run-dir", tmp_path / "plate")
+    done = dpm(*given)
+    assert done.exit_code == 1
+    assert "With --held-out 0 all 200 data are fitted." in done.stderr
+    assert "With --held-out 0" not in dpm(*given, "--held-out", 0).stderr
+
+
 def test_data_of_a_file_are_evaluated(run, tmp_path):
     np.save(tmp_path / "far.npy", np.full((7, 2), 4.0))
     given = ("evaluate", run[0], "--particles", 30, "--out", tmp_path, "--data")

@@ -16,7 +16,7 @@ SIGNAL = np.append(1, np.cumprod(1 - BETA))
 MEAN, SCALE = np.array([0.4, -0.6]), np.array([0.7, 1.2])
 
 
-def found(variance_of, *, data=None, decode=None, beta=BETA, **options):
+def found(variance_of, *, data=None, decode=None, beta=BETA, seed=0, **options):
     """The finding of a chain whose reverse steps have a variance, a function of the kernel and t, and any mean."""
 
     def diffusion():
@@ -32,7 +32,7 @@ def found(variance_of, *, data=None, decode=None, beta=BETA, **options):
 
     data = dist.Normal(jnp.asarray(MEAN), jnp.asarray(SCALE)).to_event(1) if data is None else data
     model, guide = dpm.single_chain(diffusion)
-    ready = subject(program(diffusion, model=model, guide=guide, data=data, **options))
+    ready = subject(program(diffusion, model=model, guide=guide, data=data, **options), seed=seed)
     (finding,) = variance(ready, ready.chains[0])
     return finding
 
@@ -89,6 +89,13 @@ def test_a_variance_too_small_for_its_step_is_a_mistake_and_the_right_one_is_non
     assert found(rates, data=roll, beta=beta).status == "passed"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bound_that_cannot_exceed_l_null_is_no_mistake(seed):
+    """Of data that are the noise itself L_null is the best there is: no draw of data is to look like a mistake."""
+    standard = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    assert found(rates, data=standard, seed=seed).status == "passed"
+
+
 def test_a_variance_too_large_is_a_mistake_too():
     assert found(lambda kernel, t, factor: 40 * kernel.beta[t - 1]).status == "failed"
 
@@ -105,4 +112,5 @@ def test_what_it_cannot_say():
         return dist.MultivariateNormal(x1, scale_tril=0.1 * jnp.eye(2))
 
     assert "without correlations" in found(rates, decode=full).words
-    assert found(rates, data=np.random.default_rng(0).normal(size=(30, 2))).status in ("passed", "failed")
+    assert "it takes 40 data at least; these are 30." in found(rates, data=np.zeros((30, 2)) + [[0.3, 1.0]]).words
+    assert found(rates, data=np.random.default_rng(0).normal(size=(60, 2))).status == "passed"

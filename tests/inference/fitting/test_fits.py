@@ -208,6 +208,30 @@ def test_more_iterations_restart_the_default_rate(tmp_path, capfd):
     assert (run["num_iterations"], run["restarts"]) == (60, [40, 60])
 
 
+def test_a_number_of_iterations_that_was_a_slip_does_not_stay(tmp_path, monkeypatch):
+    small(num_iterations=25, run_dir=tmp_path)
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpm_ppl.inference.fitting.fits.advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small(num_iterations=100_000, run_dir=tmp_path, resume=True)
+    extended = small(num_iterations=40, run_dir=tmp_path, resume=True)
+    assert read_run(tmp_path)["restarts"] == [40]
+    assert extended.num_iterations == 40
+
+
+def test_files_are_kept_with_a_run_that_began(tmp_path):
+    files = {"program/of/it.py": b"one", "notes.txt": b"two"}
+    small(num_iterations=5, run_dir=tmp_path, files=files)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    with pytest.raises(ValueError, match="this one differs"):
+        small(num_iterations=5, run_dir=tmp_path, resume=True, batch_size=12, files={"notes.txt": b"another"})
+    assert (tmp_path / "notes.txt").read_bytes() == b"two"
+
+
 def test_checkpoints_are_kept_to_a_number(chunks, tmp_path):
     small(run_dir=tmp_path, checkpoint_every=0, num_checkpoints=2)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [50, 60]
