@@ -35,8 +35,8 @@ import sys, threading, time, typer
 from dpm_ppl import __main__
 
 def command(prog_name):
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         {ending}
