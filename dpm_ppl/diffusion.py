@@ -333,9 +333,7 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
         raise ValueError(f"Expected at least one datum in `x0`; got shape {x0.shape}.")
     known = x0 if is_concrete(x0) else given  # a NumPy array is known also while a program is traced
     if isinstance(known, np.ndarray | Array) and is_concrete(known):
-        values = np.asarray(known)
-        if support.is_discrete and values.dtype.kind in "biu" and values.dtype.itemsize < 4:
-            values = values.astype(np.int32)  # as `whole`, but never traced
+        values = whole(np.asarray(known))
         if not np.isfinite(values).all():
             raise ValueError(
                 f"Expected `x0` to be finite; got {int((~np.isfinite(values)).sum())} NaN or infinite values."

@@ -113,6 +113,21 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file, all of it or nothing; OSError where that fails."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def probe(directory: Path, *, num_bytes: int = 0) -> None:
+    """Makes a directory if there is none, and sees that so much can be written into it; OSError where it cannot."""
+    path = directory / f".probe-{os.getpid()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        path.write_bytes(bytes(num_bytes))
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON that people can read, whole or not at all; errors are those of `write_whole`."""
-    write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,6 +1,5 @@
 """`dpm check`."""
 
-import shutil
 from typing import Annotated
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from dpm_ppl import inference
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.find import load
+from dpm_ppl.commands.terminal import width
 
 _LONGEST_NAME = 25  # of a finding, "parameters in a loop body"
 
@@ -19,11 +19,10 @@ def check(
 ) -> None:
     """Check a program for the mistakes that fit happily and are wrong; exit status 1 if one is found."""
     with clear_errors():
-        width = max(60, shutil.get_terminal_size((118, 24)).columns)
         report = inference.check(
             load(model),
             seed=seed,
-            tell=lambda finding: typer.echo(finding.lines(indent=_LONGEST_NAME, width=width)),
+            tell=lambda finding: typer.echo(finding.lines(indent=_LONGEST_NAME, width=width())),
         )
         typer.echo(report.verdict)
         if not report.passed:

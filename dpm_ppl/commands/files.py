@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dpm_ppl.inference.records import write_whole
+from dpm_ppl.inference.records import probe, write_bytes
 
 Out = Annotated[Path | None, typer.Option(help="Directory to write into; by default that of the fit.", metavar="DIR2")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
@@ -35,10 +35,7 @@ def free_directory(run_dir: Path, out: Path | None, names: list[str], *, overwri
             f"{'are' if there[1:] else 'is'} there. --overwrite replaces, --out DIR writes elsewhere."
         )
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.touch()
-        probe.unlink()
+        probe(directory)
     except OSError as error:
         raise PermissionError(
             f"Expected to write into {directory}; that fails: {error}. --out DIR writes elsewhere."
@@ -94,5 +91,5 @@ def save_figure(path: Path, draw: Callable[[], Any]) -> list[Path]:
             err=True,
         )
         return []
-    write_whole(path, lambda file: file.write(drawn.getbuffer()))
+    write_bytes(path, drawn.getbuffer())
     return [path]

@@ -14,7 +14,7 @@ from dpm_ppl import inference
 from dpm_ppl.commands.copies import FOLDER, edited_since, files_of
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
-from dpm_ppl.commands.find import known, load
+from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import split
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.records import write_json
@@ -47,7 +47,7 @@ def fit(
         program = load(model)
         run_dir = run_dir or Path("runs") / program.path.stem
         files = files_of(program, run_dir)  # as they are now: they may be edited while the fit goes on
-        noted = _noted(model, program, run_dir, seed=seed, held_out=held_out, resume=resume)
+        noted = _noted(program, run_dir, seed=seed, held_out=held_out, resume=resume)
         _require_unedited(program, run_dir, resume=resume and not force)
         key, evaluation_key = jax.random.split(jax.random.key(seed))
         all_data = program.data()
@@ -92,11 +92,9 @@ def fit(
             raise ValueError(f"{error} With --held-out 0 all {len(all_data):,} data are fitted.") from error
 
 
-def _noted(
-    model: str, program: Program, run_dir: Path, *, seed: int, held_out: float | None, resume: bool
-) -> dict[str, Any]:
+def _noted(program: Program, run_dir: Path, *, seed: int, held_out: float | None, resume: bool) -> dict[str, Any]:
     """What tells this run from another; of one that is resumed, as it has it where the command does not say."""
-    name = program.name if model in known() else program.path.name
+    name = Path(program.name).name
     if resume and (run_dir / runs.FILE).exists():
         there: dict[str, Any] = inference.read_run(run_dir)["settings"].get("fingerprint") or {}
         if Path(str(there.get("model"))).name == name:

@@ -1,6 +1,5 @@
 """`dpm models`."""
 
-import shutil
 import textwrap
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.find import known, path_of
+from dpm_ppl.commands.terminal import width
 
 
 def models(
@@ -17,9 +17,8 @@ def models(
     with clear_errors():
         programs = {name: str(path_of(name)) for name in known()} if path else known()
         indent = max(map(len, programs), default=0) + 2
-        width = max(60, shutil.get_terminal_size((118, 24)).columns)
         for name, words in programs.items():
             head, below = f"{name:<{indent}}", " " * indent
             typer.echo(
-                head + words if path else textwrap.fill(words, width, initial_indent=head, subsequent_indent=below)
+                head + words if path else textwrap.fill(words, width(), initial_indent=head, subsequent_indent=below)
             )

@@ -7,7 +7,7 @@ import typer
 
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.find import path_of
-from dpm_ppl.inference.records import write_whole
+from dpm_ppl.inference.records import write_bytes
 
 
 def new(
@@ -23,5 +23,5 @@ def new(
             raise FileExistsError(f"Expected a file that is not there yet; {file} is.")
         content = path_of(model).read_bytes()
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda opened: opened.write(content))
+        write_bytes(file, content)
         typer.echo(f"{file}, after {model}. Next: dpm check {file}, then dpm fit {file}")

@@ -30,15 +30,21 @@ class Run:
         name: What its program was called.
         program: The program, as it was when it was fitted.
         data: All of its data, a distribution or an array.
-        evaluated: The data that it is evaluated on.
+        noted: What tells the run from others.
         params: Its parameters, averaged, as `dpm_ppl.inference.load_params` gives them.
     """
 
     name: str
     program: Program
     data: Any
-    evaluated: Evaluated
+    noted: dict[str, Any]
     params: dict[str, Any]
+
+    @property
+    def evaluated(self) -> Evaluated:
+        """The data that it is evaluated on."""
+        noted = self.noted
+        return split(self.program, self.data, share=noted.get("held_out", 0.0), seed=noted.get("seed", 0))[1]
 
 
 def open_run(run_dir: Path, *, model: str | None = None, force: bool = False) -> Run:
@@ -76,8 +82,7 @@ def open_run(run_dir: Path, *, model: str | None = None, force: bool = False) ->
     if changed := edited_since(run_dir, None if model is None else program.path):
         used = "the program is as it was then; --model takes another" if model is None else "--model takes it as it is"
         typer.echo(f"Note: {', '.join(changed)} changed since the fit; {used}.", err=True)
-    evaluated = split(program, data, share=noted.get("held_out", 0.0), seed=noted.get("seed", 0))[1]
-    return Run(Path(before).name, program, data, evaluated, fitted_params(run_dir, program, data))
+    return Run(Path(before).name, program, data, noted, fitted_params(run_dir, program, data))
 
 
 def fitted_params(run_dir: Path, program: Program, data: Any) -> dict[str, Any]:

@@ -109,8 +109,7 @@ class CategoricalKernel(ScheduledKernel):
         """
         x0, xt = self._check(x0), self._check(xt)
         beta, signal, noise, _, _ = self._at(t)
-        redrawn = beta * self._pi[xt]
-        likelihood = self._same(xt) * (1 - beta)[..., None] + redrawn[..., None]
+        likelihood = self._reaching(xt, 1 - beta, beta)
         return self._categorical(_log(self._mix(x0, signal, noise)) + _log(likelihood))
 
     def averaged_posterior(self, logits: Array, xt: ArrayLike, t: ArrayLike) -> dist.Distribution:
@@ -134,16 +133,15 @@ class CategoricalKernel(ScheduledKernel):
         Source: Austin et al. 2021, eq. 4, summed by hand for a step that redraws.
         """
         xt = self._check(xt)
-        beta, signal, noise, signal_after, noise_after = (a[..., None] for a in self._at(t))
-        same, redrawn = self._same(xt), self._pi[xt][..., None]
-        reached = same * signal_after + redrawn * noise_after  # q(xt | x^0 = k)
+        beta, signal, noise, signal_after, noise_after = self._at(t)
+        reached = self._reaching(xt, signal_after, noise_after)  # q(xt | x^0 = k)
         possible = reached > 0
         log_reached = _log(jnp.where(possible, reached, 1.0))
         log_predicted = jax.nn.log_softmax(jnp.where(possible, logits, -jnp.finfo(logits.dtype).max / 8))
         log_ratio = jnp.where(possible, log_predicted - log_reached, -jnp.finfo(logits.dtype).max / 8)
         all_ratios = jax.nn.logsumexp(log_ratio, -1, keepdims=True)
-        before = jnp.logaddexp(_log(signal) + log_ratio, _log(noise * self._pi) + all_ratios)
-        return self._categorical(jax.nn.log_softmax(_log(same * (1 - beta) + redrawn * beta) + before))
+        before = jnp.logaddexp(_log(signal)[..., None] + log_ratio, _log(noise[..., None] * self._pi) + all_ratios)
+        return self._categorical(jax.nn.log_softmax(_log(self._reaching(xt, 1 - beta, beta)) + before))
 
     @property
     def _pi(self) -> Array:
@@ -162,6 +160,10 @@ class CategoricalKernel(ScheduledKernel):
     def _mix(self, x: Array, kept: Array, redrawn: Array) -> Array:
         """Probability of each state, where x is kept or redrawn with the given probabilities; no cancellation."""
         return self._same(x) * kept[..., None] + self._pi * redrawn[..., None]
+
+    def _reaching(self, x: Array, kept: Array, redrawn: Array) -> Array:
+        """Probability of x from each state, shape (*x.shape, K), where that is kept or redrawn with those given."""
+        return self._same(x) * kept[..., None] + (redrawn * self._pi[x])[..., None]
 
     def _categorical(self, logits: Array) -> dist.Distribution:
         return dist.Categorical(logits=logits).to_event(len(self.event_shape))

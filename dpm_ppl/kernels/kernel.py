@@ -1,7 +1,7 @@
 """What the language needs of a kernel, and how states and steps are checked."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -96,16 +96,19 @@ def step_number(t: int) -> np.ndarray:
     return np.asarray(t)
 
 
-def whole(x: ArrayLike) -> Array:
-    """An array, of bits or whole numbers in 32 bits at least: of fewer they cannot count the states they are among."""
-    x = jnp.asarray(x)
+_Kind = TypeVar("_Kind", Array, np.ndarray)
+
+
+def whole(x: _Kind) -> _Kind:
+    """An array of its own kind, bits and whole numbers in 32 bits at least: of fewer they cannot count all states."""
     narrow = x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4)
-    return x.astype(jnp.int32) if narrow else x
+    return x.astype(np.int32) if narrow else x
 
 
 def require_state(x: ArrayLike, event_shape: tuple[int, ...]) -> Array:
     """A state as an array whose last dimensions are the event shape, or a clear error."""
-    x = whole(x)
-    if x.shape[x.ndim - len(event_shape) :] != event_shape or x.ndim < len(event_shape):
-        raise ValueError(f"Expected a state of shape (*batch, *event) with event shape {event_shape}; got {x.shape}.")
-    return x
+    state = whole(jnp.asarray(x))
+    shape, event_dim = state.shape, len(event_shape)
+    if state.ndim < event_dim or shape[state.ndim - event_dim :] != event_shape:
+        raise ValueError(f"Expected a state of shape (*batch, *event) with event shape {event_shape}; got {shape}.")
+    return state

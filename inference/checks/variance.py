@@ -32,10 +32,10 @@ def variance(subject: Subject, chain: Chain) -> Iterator[Finding]:
     The best mean of a step is E[x^(t-1) | x^t], by data weighed as q(x^t | x^0) has them, or linear in x^t, whichever
     leaves less; either leaves at least what is to be left, so that the bound it has is a little below the best.
     """
-    if (why := _unsuited(subject, chain)) is not None:
-        yield skipped(_NAME, why)
-        return
     try:
+        if (why := _unsuited(subject, chain)) is not None:
+            yield skipped(_NAME, why)
+            return
         costs = _costs(subject, chain)
     except NoNormalError:
         yield skipped(_NAME, "it takes normal reverse steps, without correlations.")
@@ -71,10 +71,7 @@ def _unsuited(subject: Subject, chain: Chain) -> str | None:
         return f"it takes data of at most {MOST_COORDINATES} numbers; these have {size}."
     if chain.x0 is not subject.x0 or chain.model.context is not None or chain.batch_dim != 1:
         return "it takes a chain of the data alone."
-    try:
-        now, elsewhere = (_scales(other, chain) for other in (chain, _elsewhere(subject, chain)))
-    except NoNormalError:
-        return "it takes normal reverse steps, without correlations."
+    now, elsewhere = (_scales(other, chain) for other in (chain, _elsewhere(subject, chain)))
     if not np.allclose(now, elsewhere, rtol=1e-9):
         return "the variances are learned."
     return None

@@ -13,17 +13,16 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
-from dpm_ppl.inference.records import write_json, write_whole
+from dpm_ppl.inference.records import probe, write_bytes, write_json
 from dpm_ppl.tracing import trace_quietly
 
 FILE = "run.json"
@@ -58,14 +57,8 @@ def open_run(run_dir: str | Path, *, resume: bool) -> Path:
             f"Expected `run_dir` without a run; {path} holds one. resume=True continues it; another directory starts "
             "afresh."
         )
-    probe = path / f".probe-{os.getpid()}"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            with probe.open("wb") as file:
-                file.write(bytes(_PROBE_BYTES))
-        finally:
-            probe.unlink(missing_ok=True)
+        probe(path, num_bytes=_PROBE_BYTES)
     except OSError as error:
         raise OSError(
             f"Expected `run_dir` to be a directory that can be written, with room for checkpoints; {path} is not: "
@@ -128,11 +121,7 @@ def write_files(path: Path, files: Mapping[str, bytes]) -> None:
     """
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path / name, partial(_write, content))
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
+        write_bytes(path / name, content)
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
