@@ -1,6 +1,8 @@
-"""Minibatches: the batch of an iteration, a function of a random key and the iteration, drawn in a compiled loop."""
+"""Minibatches: the batch of an iteration, a function of a random key and the iteration."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
+
+from dpm_ppl.inference.fitting.sources import Check, Feed, Resident, Source, is_source, read_batches, require_numbers
+
+Data = Resident | Source | dist.Distribution
+"""What a fit takes as data."""
 
 
 def called(program: Callable[..., Any], batch: Any, *args: Any) -> Any:
@@ -30,8 +37,22 @@ class Batches(Protocol):
         """Number of data in all; None where every batch is fresh."""
 
     @property
+    def resident(self) -> bool:
+        """Whether an iteration draws its batch itself, from a source that stays; if not, each is fed its own."""
+
+    @property
     def source(self) -> Any:
-        """What `draw` reads: handed to a compiled loop as an argument, so that it is no constant of the program."""
+        """What `draw` reads in the first iteration: an argument of compiled code, so that it is no constant there."""
+
+    @property
+    def description(self) -> str:
+        """What the data are, in a line that tells them from others."""
+
+    def feed(self, stop: int) -> AbstractContextManager[Feed]:
+        """What `draw` reads, by iteration, up to iteration `stop`."""
+
+    def require(self, check: Check) -> None:
+        """Checks the data as `check(batch)` does, now, or where they are not here yet, when they come."""
 
     def start(self, source: Any, iteration: Array) -> Any:
         """What `draw` carries from iteration to iteration, for a loop that begins at `iteration`."""
@@ -65,6 +86,24 @@ class ArrayBatches:
     def _per_epoch(self) -> int:
         return self.num_data // self.batch_size
 
+    resident = True
+
+    @property
+    def description(self) -> str:
+        """Dtype, shape and hash of each array."""
+        arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(self.source)]
+        hashes = [hashlib.sha256(array.tobytes()).hexdigest()[:16] for array in arrays]
+        return ", ".join(f"{a.dtype}{list(a.shape)} sha256 {h}" for a, h in zip(arrays, hashes, strict=True))
+
+    @contextmanager
+    def feed(self, stop: int) -> Iterator[Feed]:
+        """The arrays."""
+        yield lambda iteration: self.source
+
+    def require(self, check: Check) -> None:
+        """Checks all of the data."""
+        check(self.source)
+
     def start(self, source: Any, iteration: Array) -> Array:
         """The order of the epoch that `iteration` belongs to, shape (num_data,)."""
         if self.batch_size == self.num_data:
@@ -94,6 +133,20 @@ class FreshBatches:
     key: Array
     num_data = None
     source = None
+    resident = True
+
+    @property
+    def description(self) -> str:
+        """The distribution's type and event shape."""
+        return f"{type(self.distribution).__name__} of event shape {list(self.distribution.event_shape)}"
+
+    @contextmanager
+    def feed(self, stop: int) -> Iterator[Feed]:
+        """Nothing is read."""
+        yield lambda iteration: None
+
+    def require(self, check: Check) -> None:
+        """Nothing is checked: what a distribution draws is in its support."""
 
     def start(self, source: None, iteration: Array) -> tuple[()]:
         """Nothing is carried."""
@@ -109,8 +162,8 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
     """Batches of data, or a clear error.
 
     Args:
-        data: Array of shape (num_data, *event), a tuple or dictionary of such, or a NumPyro distribution of batch shape
-            ().
+        data: Array of shape (num_data, *event), a tuple or dictionary of such, a NumPyro distribution of batch shape
+            (), or what is read as it is needed (see `dpm_ppl.inference.fitting.sources.read_batches`).
         batch_size: Number of data in a batch.
         key: Random key.
 
@@ -130,7 +183,10 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
                 "its members."
             )
         return FreshBatches(data, batch_size, key)
-    if isinstance(data, dict) or isinstance(data, tuple) and any(np.ndim(part) > 0 for part in data):
+    several = isinstance(data, dict) or (isinstance(data, tuple) and any(map(_one_of_several, data)))
+    if any(map(is_source, jax.tree.leaves(data))) if several else is_source(data):
+        return read_batches(data, batch_size=batch_size, key=key)
+    if several:
         parts = data if isinstance(data, dict) else dict(enumerate(data))
         arrays = {name: _checked(part, batch_size) for name, part in parts.items()}
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -140,6 +196,10 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
     return ArrayBatches(_checked(data, batch_size), batch_size, key)
 
 
+def _one_of_several(part: Any) -> bool:
+    return is_source(part) or np.ndim(part) > 0
+
+
 def _checked(data: Any, batch_size: int) -> Array:
     try:
         array = np.asarray(data)
@@ -147,21 +207,11 @@ def _checked(data: Any, batch_size: int) -> Array:
         raise TypeError(
             f"Expected `data` to be an array or a NumPyro distribution; got {type(data).__name__}."
         ) from error
-    if not (np.issubdtype(array.dtype, np.bool_) or jnp.issubdtype(array.dtype, jnp.number)):
-        raise TypeError(
-            f"Expected `data` to be a numeric array or a NumPyro distribution; got {type(data).__name__} "
-            f"({array.dtype})."
-        )
+    require_numbers(np.atleast_1d(array), np.arange(len(np.atleast_1d(array))))
     if array.ndim < 1:
         raise ValueError("Expected `data` of shape (num_data, *event); got a single number.")
     if array.size == 0:
         raise ValueError(f"Expected at least one datum in `data`; got an empty array of shape {array.shape}.")
     if len(array) < batch_size:
         raise ValueError(f"Expected `batch_size` to be at most the number of data, {len(array)}; got {batch_size}.")
-    if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
-        bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
-        raise ValueError(
-            f"Expected `data` to be finite; got NaN or infinity in {bad.sum()} data, the first at "
-            f"{int(np.argmax(bad))}."
-        )
     return jnp.asarray(array)

@@ -1,6 +1,5 @@
 """Fitting a program: stock SVI on the bound K, in compiled chunks, with checkpoints between them."""
 
-import hashlib
 import json
 import math
 import sys
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
 from jax import Array
-from jax.typing import ArrayLike
-from numpyro.infer import RenyiELBO, TraceMeanField_ELBO
+from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
@@ -25,9 +24,13 @@ from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.handlers import Weight, subsample_steps
 from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.fitting import runs
-from dpm_ppl.inference.fitting.batches import Batches, batches_of
+from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
-from dpm_ppl.inference.fitting.prepare import prepare
+from dpm_ppl.inference.fitting.metrics import Metrics
+from dpm_ppl.inference.fitting.prepare import Prepared, prepare
+from dpm_ppl.inference.fitting.sources import Resident, Source
+from dpm_ppl.inference.fitting.validation import Validated, nothing_validated, validator
+from dpm_ppl.inference.fitting.watch import Watch
 
 _FIRST_END = "num_iterations of the default optimizer"
 
@@ -44,6 +47,9 @@ class Fit:
         seconds: Time from the call to the end, compilation included, and that of the sessions it resumes, up to their
             checkpoints.
         num_iterations: Number of iterations.
+        validation: After how many iterations it was validated, and the loss in nats per datum, shape (num, 2); empty
+            without `validation`.
+        best_params: Averaged parameters of the lowest loss on the validation data; without them, `params`.
     """
 
     params: dict[str, Any]
@@ -51,12 +57,14 @@ class Fit:
     losses: np.ndarray
     seconds: float
     num_iterations: int
+    validation: np.ndarray
+    best_params: dict[str, Any]
 
 
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    data: ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...] | dist.Distribution,
+    data: Data,
     *,
     key: Array,
     num_iterations: int,
@@ -65,6 +73,7 @@ def fit(
     weight: Weight | None = None,
     optimizer: optax.GradientTransformation | None = None,
     learning_rate: float = 3e-3,
+    params: Mapping[str, Any] | None = None,
     args: tuple[Any, ...] = (),
     loss: Any = None,
     run_dir: str | Path | None = None,
@@ -74,15 +83,18 @@ def fit(
     frozen_noise: bool = False,
     checkpoint_every: float = 30.0,
     num_checkpoints: int = 3,
+    validation: Resident | Source | None = None,
+    every: int = 1000,
+    patience: int | None = None,
+    callback: Callable[[Fit], Any] | None = None,
     progress: bool = True,
     fingerprint: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Fit:
     """Fits a program to data by stochastic variational inference on the bound K.
 
-    The batch and the noise of an iteration depend on the key and the iteration alone, and one executable does them
-    all. So on one machine the result is the same bit for bit wherever a fit was interrupted and resumed; on a GPU, as
-    far as XLA's kernels are deterministic.
+    The batch and the noise of an iteration depend on the key and the iteration alone: on one machine the result is the
+    same bit for bit wherever a fit was interrupted and resumed; on a GPU, as far as XLA's kernels are deterministic.
 
     A program with a latent variable or a prior beside its plate of data needs that plate in full,
     `numpyro.plate("data", num_data, subsample_size=len(x0))`: it gets the batch as its subsample, and the right scale.
@@ -93,7 +105,8 @@ def fit(
         guide: Guide of the same.
         data: All data, shape (num_data, *event), finite, of which batches are drawn epoch by epoch without
             replacement; a tuple or dictionary of arrays of one length, such as data and what is given beside them; or a
-            NumPyro distribution, of which every batch is drawn anew.
+            NumPyro distribution, of which every batch is drawn anew. A memory-mapped array, whatever else has a length
+            and an index, and an iterable of batches are read as they are needed (see `sources.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
         batch_size: Number of data in a batch.
@@ -104,21 +117,26 @@ def fit(
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
             `learning_rate` to 0 over num_iterations along a cosine, and again over those that a resumed run adds.
         learning_rate: First rate of the default optimiser, positive.
+        params: Parameters to begin with, constrained, by name, such as `Fit.params`; others begin as ever.
         args: Further arguments of model and guide.
         loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
-        run_dir: Directory for checkpoints and `run.json`; by default nothing is written.
+        run_dir: Directory for checkpoints, `run.json` and `metrics.csv` (see `metrics.Line`); by default none.
         resume: Continue from the newest checkpoint in run_dir, exactly; from the beginning where there is none. More
             num_iterations than before extend a run. The rate of the default optimiser is 0 where it was to end, and
             starts there once more at `learning_rate` (Loshchilov and Hutter 2017, a warm restart).
         clip_norm: Largest norm of the gradient per datum; None does not clip.
-        ema_decay: Decay of the exponential moving average of the unconstrained parameters, in [0, 1); at most (1 + i)
-            / (10 + i) in iteration i.
+        ema_decay: Decay of the moving average of the unconstrained parameters, in [0, 1); at most (1 + i) / (10 + i).
         frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
             batch_size equal to num_data the objective is then one deterministic function of the parameters, as in the
             paper.
         checkpoint_every: Seconds between checkpoints. One is also saved at the end, on Ctrl-C, and before a non-finite
             loss.
         num_checkpoints: How many of the newest are kept.
+        validation: Data of the same kind, in memory or with an index, that are kept out of the fit: the averaged
+            parameters are evaluated on all of them now and then, on the same noise, and the best of them kept.
+        every: Iterations between validations, and between calls of `callback`; both come at the end too.
+        patience: End the fit after so many validations that are no better than the best.
+        callback: Called with the fit so far.
         progress: Whether to show a progress bar, with the bound in bits per datum, averaged over the last tenth.
         fingerprint: What else tells this run from another, such as a name and a seed; JSON. Kept in `run.json`, and
             compared.
@@ -159,6 +177,7 @@ class _Options:
     weight: Weight | None
     optimizer: optax.GradientTransformation | None
     learning_rate: float
+    params: Mapping[str, Any] | None
     args: tuple[Any, ...]
     loss: Any
     run_dir: str | Path | None
@@ -168,6 +187,10 @@ class _Options:
     frozen_noise: bool
     checkpoint_every: float
     num_checkpoints: int
+    validation: Any
+    every: int
+    patience: int | None
+    callback: Callable[[Fit], Any] | None
     progress: bool
     fingerprint: Mapping[str, Any] | None
     files: Mapping[str, bytes] | None
@@ -178,7 +201,8 @@ class _Options:
         _require_kinds(
             model=self.model, guide=self.guide, key=self.key, args=self.args, loss=self.loss, optimizer=self.optimizer
         )
-        for name in ("num_iterations", "batch_size", "num_checkpoints"):
+        counts = ("num_iterations", "batch_size", "num_checkpoints", "every")
+        for name in counts if self.patience is None else (*counts, "patience"):
             object.__setattr__(self, name, require_count(name, getattr(self, name)))
         _require_numbers(
             learning_rate=self.learning_rate,
@@ -188,6 +212,13 @@ class _Options:
         )
         require_flags(resume=self.resume, frozen_noise=self.frozen_noise, progress=self.progress)
         object.__setattr__(self, "fingerprint", _require_fingerprint(self.fingerprint))
+        if self.patience is not None and self.validation is None:
+            raise ValueError("Expected `validation`, data by which `patience` is measured; got None.")
+        if isinstance(self.validation, dist.Distribution):
+            raise TypeError(
+                "Expected `validation` to be data, the same each time; got a distribution. Draw them: "
+                "validation=data.sample(key, (1000,))."
+            )
         if self.resume and self.run_dir is None:
             raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
         object.__setattr__(self, "loss", TraceMeanField_ELBO() if self.loss is None else self.loss)
@@ -202,7 +233,7 @@ class _Options:
             "frozen_noise": bool(self.frozen_noise),
             "loss": type(self.loss).__name__,
             "key": _describe_key(self.key),
-            "data": _describe_data(self.data, batches),
+            "data": batches.description,
             "fingerprint": self.fingerprint,
         }
         if self.weight is not None:
@@ -213,12 +244,18 @@ class _Options:
         return settings
 
     def chained(self, normaliser: int, *, ends: list[int]) -> optax.GradientTransformation:
-        """The optimiser behind the gradient per datum, clipped."""
+        """The optimiser behind the gradient per datum, clipped; its state ends with that gradient's norm."""
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
-        optimizer = optax.adam(self._rate(ends)) if self.optimizer is None else self.optimizer
-        return optax.chain(optax.scale(1 / normaliser), clip, optimizer)
+        optimizer = optax.adam(self.rates(ends)) if self.optimizer is None else self.optimizer
+        return _norm_kept(optax.chain(optax.scale(1 / normaliser), clip, optimizer), normaliser)
 
-    def _rate(self, ends: list[int]) -> optax.Schedule:
+    def rate(self, ends: list[int], position: int, optimizer_state: Any) -> float:
+        """The learning rate of the last of `position` iterations; NaN where an optimiser of one's own keeps it."""
+        if self.optimizer is None:
+            return float(self.rates(ends)(max(position - 1, 0)))
+        return float(optax.tree.get(optimizer_state, "learning_rate", math.nan))
+
+    def rates(self, ends: list[int]) -> optax.Schedule:
         """From the first rate to 0, from each end to the next."""
         lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         falls = [optax.cosine_decay_schedule(self.learning_rate, length) for length in lengths]
@@ -236,8 +273,9 @@ def _run(options: _Options) -> Fit:
     path = None if options.run_dir is None else runs.open_run(options.run_dir, resume=options.resume)
     ends = _ends(path, options.num_iterations)
     given = {"key": init_key, "loss": options.loss, "optimizer": partial(options.chained, ends=ends)}
-    prepared = prepare(sampled_model, sampled_guide, batches, options.args, **given)
-    svi, done, keep = prepared.svi, Done(0, start(prepared.svi, prepared.state), np.zeros(0), 0.0), None
+    prepared = prepare(sampled_model, sampled_guide, batches, options.args, params=options.params, **given)
+    svi, carry, keep, metrics = prepared.svi, start(prepared.svi, prepared.state), None, None
+    done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
     if path is not None:
         settings = {**options.settings(batches, ends), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
@@ -251,6 +289,16 @@ def _run(options: _Options) -> Fit:
         runs.write_files(path, options.files or {})
         runs.write_run(path, settings, information=information)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
+        metrics = Metrics(path, done.position)
+    callback = options.callback
+    watch = Watch(
+        every=options.every,
+        validate=_validate(options, prepared, noise_key),
+        patience=options.patience,
+        callback=None if callback is None else lambda done: callback(_so_far(svi, done)),
+        metrics=metrics,
+        rate=partial(options.rate, ends),
+    )
     if done.position < options.num_iterations:
         with compiling(progress=options.progress):
             loop = compile_loop(
@@ -260,21 +308,65 @@ def _run(options: _Options) -> Fit:
                 ema_decay=options.ema_decay,
                 frozen_noise=options.frozen_noise,
             )
-        done = advance(
-            *(loop, batches.source, done),
-            began=options.began,
-            num_iterations=options.num_iterations,
-            keep=keep,
-            progress=options.progress,
-            objective="bound" if options.weight is None else "weighted bound",
-        )
+        with batches.feed(options.num_iterations) as feed:
+            done = advance(
+                *(loop, feed, done),
+                began=options.began,
+                num_iterations=options.num_iterations,
+                keep=keep,
+                watch=watch,
+                progress=options.progress,
+                objective="bound" if options.weight is None else "weighted bound",
+            )
+    return _so_far(svi, done)
+
+
+def _so_far(svi: SVI, done: Done) -> Fit:
+    """What is done, as a user sees it."""
+    params = svi.constrain_fn(done.carry.average)
+    validated = done.validated
     return Fit(
-        params=svi.constrain_fn(done.carry.average),
+        params=params,
         raw_params=svi.constrain_fn(svi.optim.get_params(done.carry.optim_state)),
         losses=done.losses,
         seconds=done.seconds,
         num_iterations=done.position,
+        validation=np.stack([validated.iterations, validated.losses], 1),
+        best_params=svi.constrain_fn(validated.best) if len(validated.losses) else params,
     )
+
+
+def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[Any], float] | None:
+    """What a fit is validated by, tried before it begins; None without validation data."""
+    if options.validation is None:
+        return None
+    normaliser = None if prepared.normaliser == options.batch_size else prepared.normaliser
+    validate = validator(
+        *(prepared.svi, options.validation, options.args),
+        batch_size=options.batch_size,
+        key=key,
+        normaliser=normaliser,
+    )
+    try:
+        validate(start(prepared.svi, prepared.state).average)
+    except Exception as error:
+        error.add_note("This is of the `validation` data, which have to be of the kind of `data`.")
+        raise
+    return validate
+
+
+def _norm_kept(optimizer: optax.GradientTransformation, normaliser: int) -> optax.GradientTransformation:
+    """A chain of transformations that keeps the norm of the last gradient per datum at the end of its state."""
+
+    def init(params: Any) -> tuple[Any, ...]:
+        return (*optimizer.init(params), jnp.zeros(()))
+
+    def update(gradient: Any, state: tuple[Any, ...], params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:
+        norm = (optax.tree.norm(gradient) / normaliser).astype(state[-1].dtype)
+        updates, state = optax.with_extra_args_support(optimizer).update(gradient, state[:-1], params, **extra)
+        return updates, (*state, norm)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _ends(path: Path | None, num_iterations: int) -> list[int]:
@@ -304,9 +396,17 @@ def _restored(path: Path, start: Done, key: Array, num_iterations: int) -> Done:
         raise ValueError(
             f"Expected `num_iterations` of at least {checkpoint.position}, which {path} has done; got {num_iterations}."
         )
-    carry = checkpoint.restore({**start.carry._asdict(), "key": key})
+    # Runs were kept before without the norm of the gradient, the last leaf of the optimiser's state.
+    norm = "['optim_state']" + list(runs.kinds(start.carry.optim_state))[-1]
+    carry = checkpoint.restore({**start.carry._asdict(), "key": key}, optional=norm)
     del carry["key"]  # run.json has it too, and was compared
-    return Done(checkpoint.position, Carry(**carry), checkpoint.leaves["['losses']"], checkpoint.seconds)
+    validated = nothing_validated(carry["average"])
+    if "['validated']['losses']" in checkpoint.leaves:
+        best = checkpoint.restore({"validated": {"best": start.carry.average}})["validated"]["best"]
+        iterations, losses = (checkpoint.leaves[f"['validated']['{name}']"] for name in ("iterations", "losses"))
+        validated = Validated(iterations, losses, best)
+    losses = checkpoint.leaves["['losses']"]
+    return Done(checkpoint.position, Carry(**carry), losses, checkpoint.seconds, validated)
 
 
 def _require_kinds(*, model: Any, guide: Any, key: Any, args: Any, loss: Any, optimizer: Any) -> None:
@@ -368,12 +468,3 @@ def _describe_key(key: Array) -> list[int]:
     """The numbers of a random key, of either kind."""
     data: list[int] = np.asarray(jax.random.key_data(key)).tolist()
     return data
-
-
-def _describe_data(data: Any, batches: Batches) -> str:
-    """Data in a line: a distribution's type and event shape; an array's dtype, shape and hash."""
-    if isinstance(data, dist.Distribution):
-        return f"{type(data).__name__} of event shape {list(data.event_shape)}"
-    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(batches.source)]
-    described = [f"{a.dtype}{list(a.shape)} sha256 {hashlib.sha256(a.tobytes()).hexdigest()[:16]}" for a in arrays]
-    return ", ".join(described)

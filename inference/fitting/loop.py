@@ -1,4 +1,4 @@
-"""The loop of a fit: compiled chunks of stock SVI updates and averages, until it is done, interrupted or broken."""
+"""The loop of a fit: chunks of compiled stock SVI updates and averages, until it is done, interrupted or broken."""
 
 import math
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches
+from dpm_ppl.inference.fitting.sources import Feed
+from dpm_ppl.inference.fitting.validation import Validated
 
 LONGEST_CHUNK = 4096
 
@@ -54,7 +56,7 @@ class Chunk(NamedTuple):
     losses: Array
 
 
-Loop = Callable[[Any, Carry, int, int], Chunk]
+Loop = Callable[[Feed, Carry, int, int], Chunk]
 
 
 def start(svi: SVI, state: SVIState) -> Carry:
@@ -75,7 +77,7 @@ def compile_loop(
     ema_decay: float,
     frozen_noise: bool,
 ) -> Loop:
-    """Compiles the loop, once for chunks of every length: with one executable, it does not matter where chunks end.
+    """Compiles an iteration, once for chunks of every length: with one executable, it does not matter where chunks end.
 
     Args:
         svi: Stock SVI, whose programs take `(x0, indices)` and then `args`.
@@ -88,8 +90,8 @@ def compile_loop(
         frozen_noise: Whether every iteration sees the same noise.
 
     Returns:
-        `loop(source, carry, start, stop)`, which does iterations start, ..., stop - 1 (counted from 0), at most
-        LONGEST_CHUNK.
+        `loop(feed, carry, start, stop)`, which does iterations start, ..., stop - 1 (counted from 0), at most
+        LONGEST_CHUNK. The carry that it is given stays whole.
     """
 
     def iterate(source: Any, i: Array, carry: Carry, carried: Any) -> tuple[Carry, Any, Array]:
@@ -99,28 +101,55 @@ def compile_loop(
         decay = jnp.minimum(ema_decay, (1 + i.astype(float)) / (10 + i))
         params = svi.optim.get_params(state.optim_state)
         average = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), carry.average, params)
-        return Carry(state.optim_state, state.mutable_state, average), carried, loss / normaliser
+        return Carry(state.optim_state, state.mutable_state, average), carried, (loss / normaliser).astype(float)
+
+    def begin(source: Any, carry: Carry, start: Array) -> tuple[Chunk, Any]:
+        chunk = Chunk(start, start >= 0, jax.tree.map(jnp.copy, carry), jnp.zeros(LONGEST_CHUNK, float))
+        return chunk, batches.start(source, start)
+
+    def step(at: tuple[Chunk, Any], source: Any, start: Array) -> tuple[Chunk, Any]:
+        (i, was_healthy, before, losses), carried = at
+        after, carried, loss = iterate(source, i, before, carried)
+        healthy = was_healthy & jnp.isfinite(loss) & _finite(after.average) & _finite(after.mutable_state)
+        kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
+        losses = losses.at[i - start].set(jnp.where(was_healthy, loss, losses[i - start]))
+        return Chunk(i + healthy, healthy, kept, losses), carried
 
     def loop(source: Any, carry: Carry, start: Array, stop: Array) -> Chunk:
-        def body(at: tuple[Chunk, Any]) -> tuple[Chunk, Any]:
-            (i, _, before, losses), carried = at
-            after, carried, loss = iterate(source, i, before, carried)
-            healthy = jnp.isfinite(loss) & _finite(after.average) & _finite(after.mutable_state)
-            kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
-            return Chunk(i + healthy, healthy, kept, losses.at[i - start].set(loss)), carried
+        def unfinished(at: tuple[Chunk, Any]) -> Array:
+            return (at[0].position < stop) & at[0].healthy
 
-        losses = jnp.zeros(LONGEST_CHUNK, loss_type.dtype)
-        begin = Chunk(start, start >= 0, carry, losses), batches.start(source, start)
-        return lax.while_loop(lambda at: (at[0].position < stop) & at[0].healthy, body, begin)[0]
+        return lax.while_loop(unfinished, lambda at: step(at, source, start), begin(source, carry, start))[0]
 
     first = jnp.asarray(0, jnp.int32)
-    loss_type = jax.eval_shape(
-        lambda c: iterate(batches.source, first, c, batches.start(batches.source, first))[2], carry
-    )
-    compiled = jax.jit(loop).lower(batches.source, carry, first, first).compile()
-    return lambda source, carry, start, stop: compiled(
-        source, carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
-    )
+    if batches.resident and not _one_by_one():
+        compiled = jax.jit(loop).lower(batches.source, carry, first, first).compile()
+        return lambda feed, carry, start, stop: compiled(
+            feed(start), carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+        )
+    opening = jax.jit(begin).lower(batches.source, carry, first).compile()
+    at = jax.eval_shape(begin, batches.source, carry, first)
+    stepping = jax.jit(step, donate_argnums=0).lower(at, batches.source, first).compile()
+
+    def dispatched(feed: Feed, carry: Carry, start: int, stop: int) -> Chunk:
+        first = jnp.asarray(start, jnp.int32)
+        at = opening(batches.source, carry, first)
+        for i in range(start, stop):  # after a failure those that are on their way change nothing
+            at = stepping(at, feed(i), first)
+        chunk: Chunk = at[0]
+        return chunk
+
+    return dispatched
+
+
+def _one_by_one() -> bool:
+    """Whether iterations are dispatched one at a time, and not as one compiled loop.
+
+    So on a CPU, where XLA runs convolutions inside of a loop without its threaded kernels (jax-ml/jax #12868): an
+    iteration of a small U-Net takes 7.8 s in a loop and 1.05 s alone; without convolutions dispatching costs nothing to
+    speak of. On an accelerator a loop spares the host.
+    """
+    return jax.default_backend() == "cpu"
 
 
 def _strong(leaf: Any) -> Array:
@@ -152,7 +181,7 @@ def compiling(*, progress: bool) -> Iterator[None]:
 
 _CHUNK_SECONDS = 0.5
 
-_FIRST_CHUNK = 16
+_FIRST_CHUNK = 1
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -181,12 +210,27 @@ class Done:
         carry: State after them.
         losses: Their losses in nats per datum, shape (position,).
         seconds: Time that they took, over all sessions.
+        validated: What validation has said of them.
     """
 
     position: int
     carry: Carry
     losses: np.ndarray
     seconds: float
+    validated: Validated
+
+
+class Watch(Protocol):
+    """What is done beside the iterations."""
+
+    def stop(self, position: int) -> float:
+        """The next iteration after which a chunk has to end."""
+
+    def after(self, done: Done, *, num_iterations: int) -> Done:
+        """Called after each chunk: what is done, looked at."""
+
+    def is_over(self, done: Done) -> bool:
+        """Whether the fit is to end here."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +252,8 @@ class Keep:
     def save(self, done: Done) -> int:
         """Saves what is done; returns its position."""
         tree = {**done.carry._asdict(), "key": self.key, "losses": done.losses}
+        if len(done.validated.losses):
+            tree["validated"] = done.validated._asdict()
         runs.save_checkpoint(
             self.run_dir, done.position, tree, seconds=done.seconds, num_checkpoints=self.num_checkpoints
         )
@@ -220,12 +266,13 @@ class Keep:
 
 def advance(
     loop: Loop,
-    source: Any,
+    feed: Feed,
     done: Done,
     *,
     began: float,
     num_iterations: int,
     keep: Keep | None,
+    watch: Watch,
     progress: bool,
     objective: str = "bound",
 ) -> Done:
@@ -233,11 +280,12 @@ def advance(
 
     Args:
         loop: The compiled loop.
-        source: What batches are drawn from.
+        feed: What batches are drawn from, by iteration.
         done: What is done, and kept, already.
         began: When this session began, by `time.perf_counter`.
         num_iterations: Number of iterations in all.
         keep: Where checkpoints are kept; None keeps none.
+        watch: What is done beside the iterations.
         progress: Whether to show a progress bar.
         objective: What the bar calls minus the loss.
 
@@ -253,22 +301,27 @@ def advance(
     kept, kept_at, length = done.position, time.perf_counter(), _FIRST_CHUNK
     with tqdm(total=num_iterations, initial=done.position, bar_format=_BAR, **bar_options(progress=progress)) as bar:
         try:
-            while done.position < num_iterations:
+            if done.position:
+                done = watch.after(done, num_iterations=num_iterations)
+            while done.position < num_iterations and not watch.is_over(done):
                 before, chunk_began = done, time.perf_counter()
-                chunk = loop(source, done.carry, done.position, min(done.position + length, num_iterations))
+                stop = int(min(done.position + length, num_iterations, watch.stop(done.position)))
+                chunk = loop(feed, done.carry, done.position, stop)
                 position, healthy, losses = int(chunk.position), bool(chunk.healthy), np.asarray(chunk.losses)
                 now = time.perf_counter()
                 count = position - done.position
                 # One assignment, of buffers that are not donated: an interrupt at any moment finds a whole state.
-                done = Done(position, chunk.carry, np.append(done.losses, losses[:count]), now - began)
+                losses_done = np.append(done.losses, losses[:count])
+                done = Done(position, chunk.carry, losses_done, now - began, done.validated)
                 bar.set_description_str(f"{objective} {_bound_bits(done.losses):.3f} bits ", refresh=False)
                 bar.update(count)
                 if not healthy:
-                    sound = _sound(loop, source, before, done, float(losses[count]))
+                    sound = _sound(loop, feed, before, done, float(losses[count]))
                     if keep is not None and sound is not None and sound.position > kept:
                         kept = keep.save(sound)
                     raise _failure(done, float(losses[count]), keep.folder(kept) if keep is not None and kept else None)
                 length = _next_length(count, now - chunk_began)
+                done = watch.after(done, num_iterations=num_iterations)
                 if keep is not None and now - kept_at >= keep.seconds:
                     kept, kept_at = keep.save(done), time.perf_counter()
             if keep is not None and kept < done.position:
@@ -283,7 +336,7 @@ def advance(
     return done
 
 
-def _sound(loop: Loop, source: Any, before: Done, done: Done, loss: float) -> Done | None:
+def _sound(loop: Loop, feed: Feed, before: Done, done: Done, loss: float) -> Done | None:
     """The last state known to have a finite loss, where the iteration after `done` failed; None if it is not known.
 
     If it is the loss that is not finite, the parameters it was evaluated at are no good either, whatever comes next:
@@ -294,9 +347,8 @@ def _sound(loop: Loop, source: Any, before: Done, done: Done, loss: float) -> Do
     position = done.position - 1
     if position < before.position:
         return None
-    return Done(
-        position, loop(source, before.carry, before.position, position).carry, done.losses[:position], done.seconds
-    )
+    carry = loop(feed, before.carry, before.position, position).carry
+    return Done(position, carry, done.losses[:position], done.seconds, before.validated)
 
 
 def _next_length(count: int, seconds: float) -> int:

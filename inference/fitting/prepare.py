@@ -1,7 +1,7 @@
 """From a program and its data to stock SVI: which plates hold data, what a loss adds up, and whether the data fit."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,11 +12,13 @@ from jax import Array
 from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
+from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import require_data
 from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches, called
+from dpm_ppl.inference.fitting.runs import kinds
 from dpm_ppl.kernels.kernel import Kernel
 
 Program = Callable[..., Any]
@@ -46,6 +48,7 @@ def prepare(
     key: Array,
     loss: Any,
     optimizer: Callable[[int], Any],
+    params: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Runs model and guide once on the first batch, initialises SVI, and checks all of the data.
 
@@ -57,6 +60,7 @@ def prepare(
         key: Random key.
         loss: NumPyro ELBO.
         optimizer: Makes the Optax optimiser, given the normaliser.
+        params: Values of parameters to begin with, constrained, by name.
 
     Returns:
         What a fit needs.
@@ -64,19 +68,36 @@ def prepare(
     Raises:
         TypeError, ValueError: what the program says of itself and the first batch; the data, all of them, are not
             those of its kernel (see `dpm_ppl.diffusion.require_data`); a data plate is of another size than the data;
-            nothing can be learned, or a parameter is in the law of a chain's discrete draws.
+            `params` are not the program's; nothing can be learned, or a parameter is in the law of a chain's discrete
+            draws.
     """
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
-    read = _Reader(x0)
-    with warnings.catch_warnings(record=True) as caught, read:
+    svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
+    read, supports = _Reader(x0), list[tuple[Any, int]]()
+
+    def initialise(key: Array) -> tuple[SVIState, Any]:
+        with read:
+            state = svi.init(key, x0, *args, init_params=None if params is None else dict(params))
+        if batches.resident:
+            batches.require(read.require_all)
+        supports[:] = [(kernel.stationary().support, leaf) for kernel, leaf in read.kernels]
+        (transforms,) = svi.constrain_fn.args
+        return state, transforms
+
+    if params is not None:
+        _require_like(params, jax.eval_shape(lambda key: svi.get_params(svi.init(key, x0, *args)), key))
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
-        state = svi.init(key, x0, *args)
+        # Compiled, as the network is then not run at all: of its values the state needs none.
+        state, transforms = jax.jit(initialise)(key)
     for warning in caught:
         # A chain's own discrete states are right: its guide has no parameters, and NumPyro can't know that.
         if read.discrete or "discrete latent" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    svi.constrain_fn = partial(transform_fn, transforms)
+    if not batches.resident:
+        batches.require(partial(_require_within, supports))
     if not jax.tree.leaves(svi.get_params(state)):
         raise ValueError(
             "Expected a program with parameters to fit; model and guide declare none with numpyro.param or a module."
@@ -84,13 +105,9 @@ def prepare(
     laws = learned_laws(partial(called, guide), svi.get_params(state), x0, *args, besides=read.discrete)
     if laws:
         raise ValueError(f"Expected chains of discrete states whose forward kernel is fixed; {told(laws)}")
-    if batches.num_data is not None:
-        leaves = jax.tree.leaves(batches.source)
-        for kernel, leaf in read.kernels:
-            require_data(kernel, leaves[leaf])
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
-    ready.constrain_fn = svi.constrain_fn  # what init leaves behind
+    ready.constrain_fn = svi.constrain_fn
     return Prepared(ready, state, normaliser)
 
 
@@ -120,6 +137,39 @@ class _Reader(Messenger):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         self._inside -= msg["type"] in ("forward_chain", "reverse_chain")
+
+    def require_all(self, data: Any) -> None:
+        """Checks all data against the kernels that they meet."""
+        leaves = jax.tree.leaves(data)
+        for kernel, leaf in self.kernels:
+            require_data(kernel, leaves[leaf])
+
+
+def _require_within(supports: list[tuple[Any, int]], batch: Any) -> None:
+    """Checks a batch that is read later, when the kernels, of a program's trace, are gone."""
+    leaves = jax.tree.leaves(batch)
+    for support, leaf in supports:
+        if not jnp.all(support(leaves[leaf])):
+            raise ValueError(
+                f"Expected data within the support of the kernel's states, {support}; got values from "
+                f"{leaves[leaf].min()} to {leaves[leaf].max()}."
+            )
+
+
+def _require_like(params: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    """Checks that parameters to begin with are of those that a program declares."""
+    if unknown := [name for name in params if name not in declared]:
+        raise ValueError(
+            f"Expected `params` of the program, which are {', '.join(declared)}; got {', '.join(unknown)} as well."
+        )
+    for name, value in params.items():
+        there, here = kinds(declared[name]), kinds(jax.tree.map(jnp.asarray, value))
+        if differing := [at for at in {**there, **here} if there.get(at) != here.get(at)]:
+            at = differing[0]
+            raise ValueError(
+                f"Expected `params` like those of the program; {name}{at} is {there.get(at, 'not there')} in the "
+                f"program, and {here.get(at, 'not there')} in `params`."
+            )
 
 
 def _data_plates(plates: dict[str, tuple[int, int | None]], batches: Batches) -> tuple[list[str], int]:

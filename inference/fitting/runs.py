@@ -170,12 +170,13 @@ class Checkpoint:
     leaves: dict[str, np.ndarray]
     kinds: dict[str, str]
 
-    def restore(self, template: Any) -> Any:
+    def restore(self, template: Any, *, optional: str | None = None) -> Any:
         """The tree that was saved.
 
         Args:
             template: A tree of arrays (or their shapes and dtypes) of the structure to restore. Leaves that it lacks
                 are left out.
+            optional: A leaf of the template that stays as it is where it was not saved.
 
         Raises:
             ValueError: a leaf is missing, or has another shape or dtype.
@@ -184,6 +185,9 @@ class Checkpoint:
         restored = []
         for path, leaf in leaves:
             name = jax.tree_util.keystr(path)
+            if name == optional and name not in self.kinds:
+                restored.append(leaf)
+                continue
             if self.kinds.get(name) != _kind(leaf):
                 raise ValueError(
                     f"Expected a checkpoint of this program and optimiser in {self.folder}; at {name} the program has "
