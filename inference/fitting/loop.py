@@ -298,13 +298,13 @@ def advance(
         OSError: a checkpoint could not be saved.
     """
     began -= done.seconds
-    kept, kept_at, length = done.position, time.perf_counter(), _FIRST_CHUNK
+    kept, kept_at, length, before = done.position, time.perf_counter(), _FIRST_CHUNK, done
     with tqdm(total=num_iterations, initial=done.position, bar_format=_BAR, **bar_options(progress=progress)) as bar:
         try:
             if done.position:
                 done = watch.after(done, num_iterations=num_iterations)
             while done.position < num_iterations and not watch.is_over(done):
-                before, chunk_began = done, time.perf_counter()
+                earlier, before, chunk_began = before, done, time.perf_counter()
                 stop = int(min(done.position + length, num_iterations, watch.stop(done.position)))
                 chunk = loop(feed, done.carry, done.position, stop)
                 position, healthy, losses = int(chunk.position), bool(chunk.healthy), np.asarray(chunk.losses)
@@ -316,7 +316,7 @@ def advance(
                 bar.set_description_str(f"{objective} {_bound_bits(done.losses):.3f} bits ", refresh=False)
                 bar.update(count)
                 if not healthy:
-                    sound = _sound(loop, feed, before, done, float(losses[count]))
+                    sound = _sound(loop, feed, before if count else earlier, done, float(losses[count]))
                     if keep is not None and sound is not None and sound.position > kept:
                         kept = keep.save(sound)
                     raise _failure(done, float(losses[count]), keep.folder(kept) if keep is not None and kept else None)
@@ -340,7 +340,7 @@ def _sound(loop: Loop, feed: Feed, before: Done, done: Done, loss: float) -> Don
     """The last state known to have a finite loss, where the iteration after `done` failed; None if it is not known.
 
     If it is the loss that is not finite, the parameters it was evaluated at are no good either, whatever comes next:
-    the chunk, which began at `before`, is done again up to the parameters that came before them.
+    what came since `before` is done again up to the parameters that came before them.
     """
     if math.isfinite(loss):
         return done

@@ -1,7 +1,7 @@
 """What an accelerator makes of training, sampling and likelihoods: rates, share of its peak, memory.
 
-On a CPU the paths are run. Training is `fit` beside a step of stock SVI jitted by hand, dispatched one at a time and as a compiled loop, for the
-swiss roll and for a U-Net on 28 x 28 bits that computes in float32 and in bfloat16.
+Training is `fit` beside a step of stock SVI jitted by hand, dispatched one at a time and as a compiled loop, for the
+swiss roll and for a U-Net on 28 x 28 bits that computes in float32 and in bfloat16. On a CPU the paths are run.
 Usage: python tests/benchmarks/accelerator.py [--peak-tflops 989] [--iterations 300] [--small]
 """
 

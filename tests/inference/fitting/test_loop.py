@@ -118,7 +118,9 @@ def failing(x0=None):
     numpyro.factor("fall", -len(x0) * edge + 0 * jnp.log(edge))
 
 
-def test_a_loss_that_is_not_finite_stops_before_damage(tmp_path):
+@pytest.mark.parametrize("length", [1, 10])
+def test_a_loss_that_is_not_finite_stops_before_damage(length, chunks, tmp_path):
+    chunks(length)
     fast, slow = ({"model": failing, "clip_norm": None, "optimizer": optax.sgd(rate)} for rate in (0.15, 1e-4))
     with pytest.raises(
         NonFiniteLossError, match=r"loss of nan in iteration 8; the last finite bound was -\d"
