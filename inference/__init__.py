@@ -2,11 +2,12 @@
 
 Five wings that do not know of each other, but for `checks`, which may use any: `fitting` (SVI on the bound),
 `likelihoods` (the bound term by term, importance weights), `posteriors` (sequential Monte Carlo), `samples` (against
-data) and `checks` (before any of it). Below them `arguments`, `discrete`, `psis`, `records` and `units`, which they
-share.
+data) and `checks` (before any of it). Beside them `calibration`, which tries any posterior on a program's own
+simulations. Below them `arguments`, `discrete`, `psis`, `records` and `units`, which they share.
 """
 
 from dpm_ppl.inference import checks, fitting, likelihoods, posteriors, samples
+from dpm_ppl.inference.calibration import Calibration, calibrate
 from dpm_ppl.inference.checks import Finding, Report, check
 from dpm_ppl.inference.fitting import Fit, NonFiniteLossError, fit, load_params, read_run
 from dpm_ppl.inference.likelihoods import (
@@ -41,6 +42,7 @@ from dpm_ppl.programs import instantiate
 
 __all__ = [
     "Bound",
+    "Calibration",
     "ConsistencyBound",
     "Coverage",
     "Discriminator",
@@ -55,6 +57,7 @@ __all__ = [
     "Sandwich",
     "averaged",
     "bound",
+    "calibrate",
     "check",
     "checks",
     "class_log_probs",

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpm_ppl.inference import Posterior
-from dpm_ppl.inference.posteriors.verdict import cautions, error_text, problems, sentence
+from dpm_ppl.inference.posteriors.verdict import cautions, problems, sentence
+from dpm_ppl.inference.units import error_text
 from dpm_ppl.reports.numbers import known_or_none
 
 MOST_ROWS = 20  # data that are printed

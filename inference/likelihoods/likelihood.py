@@ -19,6 +19,7 @@ from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import arviz, is_arviz_1, record, variable, write
+from dpm_ppl.inference.units import error_text, mean_and_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,17 @@ class Likelihood:
     log_weight: np.ndarray
     reverse_cross_entropy: np.ndarray
     trajectories: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        mean, error = mean_and_error(self.estimate)
+        elbo, ess, khat = float(np.mean(self.elbo)), float(np.min(self.ess)), self.khat
+        bad = int((~(khat <= GOOD_KHAT)).sum())
+        kept = "" if self.trajectories is None else f", {len(self.trajectories):,} trajectories kept"
+        return (
+            f"Likelihood of {self.num_data:,} data, {self.num_particles:,} particles each{kept}\n"
+            f"  log p(x0) {mean:.3f} {error_text(error, 3)} nats a datum; ELBO {elbo:.3f}\n"
+            f"  least effective {ess:,.0f}; k-hat over {GOOD_KHAT} or not known for {bad:,} of {self.num_data:,} data"
+        )
 
     @property
     def num_particles(self) -> int:

@@ -26,6 +26,8 @@ LARGEST_FULL = 16  # coordinates whose joint covariance is kept; more are taken 
 
 LEAST_UNCERTAIN = 0.05  # of 1 - alpha_bar_t, the least variance of x^0 given x^t: a network's slope may be wrong
 
+LITTLE_SIGNAL = 0.05  # alpha_bar_t / (1 - alpha_bar_t): below it the least variance grows towards that of all data
+
 
 class Normal(NamedTuple):
     """A normal in blocks: its mean, shape (num_blocks, size), and lower factor, shape (num_blocks, size, size)."""
@@ -259,7 +261,9 @@ def uncertain(target: Target, x: Array, forms: Affine, t: Array) -> tuple[dist.D
     """The reverse step, and mean and covariance of x^0 given x^t; the network is run once.
 
     The covariance is dx0/dx^t S A^-T for q(x^t | x^0) = N(A x0, S), and at least a part of that of data which are
-    standard normal, R = 1 / (1 + A' S^-1 A), which a chain of many coordinates takes alone.
+    standard normal, R = 1 / (1 + A' S^-1 A), which a chain of many coordinates takes alone. A^-T makes much of a small
+    error in the network's slope where little signal is left: there the part grows, as a particle whose x^0 is taken for
+    too certain is all but lost, while one that is too uncertain costs little.
     """
     signal, noise = forms.signal, forms.noise
     identity = jnp.eye(signal.shape[-1])
@@ -280,7 +284,8 @@ def uncertain(target: Target, x: Array, forms: Affine, t: Array) -> tuple[dist.D
     lost = jnp.max(jnp.abs(strength)) < jnp.finfo(signal.dtype).eps
     back = jnp.where(lost, 0.0, _inverse(jnp.where(lost, identity, signal))[0])
     covariance = jnp.where(lost, standard[0], slope @ noise[0] @ back.T)
-    least = LEAST_UNCERTAIN * standard[0]
+    part = jnp.sqrt(jnp.clip(1 - jnp.diagonal(strength[0]) / LITTLE_SIGNAL, LEAST_UNCERTAIN, 1.0))
+    least = part[:, None] * standard[0] * part
     covariance = 0.5 * (covariance + covariance.T)
     return p, Normal(loc, lower_factor(least + _positive_part(covariance - least))[None])
 

@@ -13,9 +13,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count
-from dpm_ppl.inference.posteriors.verdict import cautions, error_text, problems, sentence
+from dpm_ppl.inference.posteriors.verdict import cautions, problems, sentence
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import record, variable, write
+from dpm_ppl.inference.units import error_text
 from dpm_ppl.kernels.kernel import is_concrete
 
 

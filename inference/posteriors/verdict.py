@@ -50,10 +50,5 @@ def sentence(which: str, found: Sequence[str], careful: Sequence[str]) -> str:
     return f"{which} can be trusted, and so can the evidence: at every step enough particles count."
 
 
-def error_text(error: float | None, digits: int) -> str:
-    """A standard error to stand behind a number: one that is not known is never shown as 0."""
-    return "± unknown" if error is None or math.isnan(error) else f"± {error:.{digits}f}"
-
-
 def _tail(row: Mapping[str, Any]) -> str:
     return f"k-hat is {row['khat_used']:.2f}, over {GOOD_KHAT},"

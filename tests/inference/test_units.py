@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dpm_ppl.inference.units import in_both_units, mean_and_error
+from dpm_ppl.inference.units import error_text, in_both_units, mean_and_error
 
 
 def test_mean_and_error_of_skewed_values():
@@ -39,3 +39,8 @@ def test_nats_and_bits(suffix, names):
     found = in_both_units("elbo", -3 * math.log(2), suffix=suffix)
     assert tuple(found) == names
     np.testing.assert_allclose([found[name] for name in names], [-3 * math.log(2), -3], rtol=1e-14)
+
+
+def test_an_error_that_is_not_known_is_said():
+    assert error_text(np.nan, 3) == error_text(None, 3) == "± unknown"
+    assert error_text(0.1234, 3) == "± 0.123"

@@ -395,3 +395,20 @@ def test_parameters_are_put_in():
     before, after = plain.trajectories[..., 0, :], plain.trajectories[..., 1, :]
     change = -0.5 * ((before - after - 0.5) ** 2 - (before - after) ** 2).sum(-1)
     np.testing.assert_allclose(shifted.log_weight - plain.log_weight, change, rtol=1e-9)
+
+
+def test_it_prints_as_a_few_lines():
+    rng = np.random.default_rng(0)
+    heavy = np.append(np.full(199, -3.0), 9.0)  # one weight of 200 decides
+    log_weight = np.stack([rng.normal(-2.0, 0.1, 200), heavy], -1)
+    likelihood = Likelihood(log_weight, np.zeros(3))
+    mean, error = np.mean(likelihood.estimate), np.std(likelihood.estimate, ddof=1) / math.sqrt(2)
+    assert repr(likelihood).splitlines() == [
+        "Likelihood of 2 data, 200 particles each",
+        f"  log p(x0) {mean:.3f} ± {error:.3f} nats a datum; ELBO {log_weight.mean():.3f}",
+        "  least effective 1; k-hat over 0.7 or not known for 1 of 2 data",
+    ]
+    single = replace(likelihood, log_weight=log_weight[:, :1], trajectories=np.zeros((5, 1, 4, 2)))
+    lines = repr(single).splitlines()
+    assert lines[0] == "Likelihood of 1 data, 200 particles each, 5 trajectories kept"
+    assert "± unknown" in lines[1]

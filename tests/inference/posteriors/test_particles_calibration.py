@@ -6,17 +6,13 @@ The nets are not fitted, but random: calibration is of the program's own p(x^0),
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module
-from scipy.stats import chisquare
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import smc
-
-NUM_REPEATS, NUM_DRAWS = 200, 19
+from dpm_ppl.inference import calibrate, smc
 
 
 def net(size, num_outputs, num_steps):
@@ -33,25 +29,18 @@ def parameters(program):
     return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
-def uniformity(model, statistic, num_particles):
-    """p-value of the ranks of statistic(x^0), each repeat with its own key; ties are broken at random."""
+def calibration(model, statistic, num_particles):
+    """Ranks of statistic(x^0), each simulation with its own key."""
     params = parameters(model)
     run = smc(model, "x", params=params, num_particles=num_particles)
-    prior = handlers.substitute(model, params)
 
-    def rank(key):
-        data_key, key, draw_key, tie_key = jax.random.split(key, 4)
-        with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=data_key):
-            prior()
-        posterior = run(key, trace["y"]["value"])
-        true = statistic(trace["x"]["value"])
-        draws = jax.vmap(statistic)(posterior.resample(draw_key, NUM_DRAWS))
-        below, same = jnp.sum(draws < true), jnp.sum(draws == true)
-        return below + jax.random.randint(tie_key, (), 0, same + 1), posterior.num_nan.sum()
+    def posterior(key, y):
+        key, draw_key = jax.random.split(key)
+        found = run(key, y)
+        return jnp.where(found.num_nan.sum() == 0, found.resample(draw_key, 19), jnp.nan)
 
-    ranks, num_nan = jax.jit(jax.vmap(rank))(jax.random.split(jax.random.key(0), NUM_REPEATS))
-    assert num_nan.sum() == 0
-    return chisquare(np.bincount(np.asarray(ranks) // 2, minlength=(NUM_DRAWS + 1) // 2)).pvalue
+    options = {"key": jax.random.key(0), "num_simulations": 200, "params": params}
+    return calibrate(model, "x", "y", posterior, quantities=lambda x, y: {"statistic": statistic(x)}, **options)
 
 
 def test_swiss_roll_posteriors_are_calibrated():
@@ -69,7 +58,7 @@ def test_swiss_roll_posteriors_are_calibrated():
         x = dpm.reverse_chain("x", dpm.Diffusion(kernel, reverse))
         numpyro.sample("y", dist.Normal(jnp.sin(x[0]) + 0.5 * x[1] ** 2, 0.4), obs=y)
 
-    assert uniformity(model, lambda x: x[0] - 0.3 * x[1], 300) > 0.01
+    assert calibration(model, lambda x: x[0] - 0.3 * x[1], 300).p_value > 0.01
 
 
 def test_heartbeat_posteriors_are_calibrated():
@@ -85,4 +74,4 @@ def test_heartbeat_posteriors_are_calibrated():
         x = dpm.reverse_chain("x", dpm.Diffusion(kernel, reverse))
         numpyro.sample("y", dist.Bernoulli(0.2 + 0.6 * x).to_event(1), obs=y)
 
-    assert uniformity(model, lambda x: jnp.sum(x * (jnp.arange(20) % 3)), 300) > 0.01
+    assert calibration(model, lambda x: jnp.sum(x * (jnp.arange(20) % 3)), 300).p_value > 0.01

@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from dpm_ppl.inference.posteriors.verdict import error_text
 from dpm_ppl.reports.posterior import report
 from tests.dpm_ppl.reports.test_posterior import made
 
@@ -29,8 +27,3 @@ def test_a_posterior_prints_as_a_few_lines():
     assert len(lines) == 4
     batch = replace(posterior, log_weight=jnp.zeros((3, 500)))
     assert repr(batch) == "Posterior of a batch (3,), 500 particles each"
-
-
-def test_an_error_that_is_not_known_is_said():
-    assert error_text(np.nan, 3) == error_text(None, 3) == "± unknown"
-    assert error_text(0.1234, 3) == "± 0.123"
