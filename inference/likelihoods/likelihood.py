@@ -95,8 +95,10 @@ class Likelihood:
         Its expectation rises with num_particles from the ELBO's (1) to that of `estimate`.
 
         Raises:
+            TypeError: num_particles is no integer.
             ValueError: num_particles lies outside 1..self.num_particles.
         """
+        num_particles = require_count("num_particles", num_particles)
         if not 1 <= num_particles <= self.num_particles:
             raise ValueError(f"Expected 1 <= num_particles <= {self.num_particles}; got {num_particles}.")
         num_groups = self.num_particles // num_particles
@@ -226,8 +228,8 @@ def log_likelihood(
     """
     require_key(key)
     built, x0, context = given_beside(definition, params, x0, context)
-    require_count("num_particles", num_particles, at_least=1)
-    require_count("num_trajectories", num_trajectories, at_least=0)
+    num_particles = require_count("num_particles", num_particles)
+    num_trajectories = require_count("num_trajectories", num_trajectories, at_least=0)
     if num_trajectories > num_particles:
         raise ValueError(f"Expected `num_trajectories` to be at most {num_particles=}; got {num_trajectories}.")
     num_data, num_numbers = len(x0), math.prod(built.event_shape)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.posteriors.verdict import cautions, error_text, problems, sentence
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
@@ -109,6 +109,7 @@ class Posterior:
             ValueError: num is less than 1, or this is a batch of posteriors.
         """
         self._check_single()
+        require_key(key)
         num = require_count("num", num)
         return self.samples[jax.random.categorical(key, self.log_weight, shape=(num,))]
 
@@ -335,6 +336,7 @@ def _draws(posterior: Posterior, key: Array, num: int) -> tuple[Array, dict[str,
     """Data and latent variables with equal weights: particles resampled systematically, in their order."""
     from dpm_ppl.inference.posteriors.resampling import systematic
 
+    require_key(key)
     num = require_count("num", num)
 
     def one(log_weight: Array, values: Any, key: Array) -> Any:
