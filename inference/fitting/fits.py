@@ -266,7 +266,7 @@ def _run(options: _Options) -> Fit:
             num_iterations=options.num_iterations,
             keep=keep,
             progress=options.progress,
-            objective="bound" if options.weight is None else "weighted bound",
+            objective=("weighted " if options.weight else "") + ("bound" if prepared.has_chain else "objective"),
         )
     return Fit(
         params=svi.constrain_fn(done.carry.average),
