@@ -164,7 +164,8 @@ class TimeMLP(eqx.Module):
     def __call__(self, x: Array, t: Array) -> Array:
         """Outputs, shape (*batch, out_size)."""
         angle = jnp.pi * (t / self.num_steps)[..., None] * 2.0 ** jnp.arange(self.num_frequencies)
-        embedding = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(x.dtype)
+        # Beside bits and whole numbers it stays real, and does not widen single precision.
+        embedding = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(jnp.result_type(x, float))
         embedding = jnp.broadcast_to(embedding, (*x.shape[:-1], embedding.shape[-1]))
         return _batched(self.layers, jnp.concatenate([x, embedding], -1))
 
