@@ -1,5 +1,6 @@
 """Counts and random keys that a user gives, checked before any work."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpyro.util import is_prng_key
 
 
 def require_count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """A number of things, an integer of Python or NumPy, as one of Python.
+    """A number of things, an integer of Python, NumPy or JAX, as one of Python.
 
     Args:
         name: What the argument is called.
@@ -18,11 +19,15 @@ def require_count(name: str, value: Any, *, at_least: int = 1) -> int:
         TypeError: it is no integer.
         ValueError: it is too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"Expected `{name}` to be an integer; got {value!r}.")
-    if value < at_least:
-        raise ValueError(f"Expected `{name}` to be at least {at_least}; got {value}.")
-    return int(value)
+    try:
+        if np.issubdtype(getattr(value, "dtype", type(value)), np.bool_):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"Expected `{name}` to be an integer; got {value!r}.") from None
+    if count < at_least:
+        raise ValueError(f"Expected `{name}` to be at least {at_least}; got {count}.")
+    return count
 
 
 def require_key(key: Any) -> Any:

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.util import is_prng_key
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels.kernel import Kernel, step_number
 
@@ -186,8 +186,10 @@ def reverse_states(
         x^t for each time, each of shape (num_samples, *event), from T down.
 
     Raises:
+        TypeError: key is no random key, or num_samples no integer.
         ValueError: num_samples is less than 1, or a time lies outside 0..T.
     """
+    require_key(key)
     times = _check(diffusion, times)
     num_samples = require_count("num_samples", num_samples)
 
@@ -216,8 +218,10 @@ def forward_states(diffusion: Diffusion, x0: Array, *, key: Array, times: Iterab
         x^t for each time, each of x0's shape, from 0 up.
 
     Raises:
+        TypeError: key is no random key.
         ValueError: a time lies outside 0..T.
     """
+    require_key(key)
 
     def on(t: Array, x: Array) -> Array:
         return diffusion.kernel.step(x, t).sample(jax.random.fold_in(key, t))

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, whole
+from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, widened
 from dpm_ppl.tracing import trace_shapes
 
 Reverse = Callable[..., dist.Distribution]
@@ -306,7 +306,7 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
         x0: Data, shape (*batch, *event).
 
     Returns:
-        x0 as an array; bits and whole numbers in 32 bits at least.
+        x0 as an array, in 32 bits at least.
 
     Raises:
         TypeError: x0 is not numeric, or holds integers where the kernel's states are continuous.
@@ -318,12 +318,12 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
     except (TypeError, ValueError) as error:
         raise TypeError(f"Expected `x0` to be a numeric array; got {type(x0).__name__}.") from error
     support = kernel.stationary().support
-    x0 = whole(x0) if support.is_discrete else x0
+    came, x0 = x0.dtype, widened(x0)
     if jnp.issubdtype(x0.dtype, jnp.complexfloating) or not (
         support.is_discrete or jnp.issubdtype(x0.dtype, jnp.floating)
     ):
         raise TypeError(
-            f"Expected `x0` to hold floating-point numbers, as the kernel's states are continuous; got {x0.dtype}. "
+            f"Expected `x0` to hold floating-point numbers, as the kernel's states are continuous; got {came}. "
             "Convert it, and scale it to about zero mean and unit variance."
         )
     shape = kernel.event_shape
@@ -333,7 +333,7 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
         raise ValueError(f"Expected at least one datum in `x0`; got shape {x0.shape}.")
     known = x0 if is_concrete(x0) else given  # a NumPy array is known also while a program is traced
     if isinstance(known, np.ndarray | Array) and is_concrete(known):
-        values = whole(np.asarray(known))
+        values = widened(np.asarray(known))
         if not np.isfinite(values).all():
             raise ValueError(
                 f"Expected `x0` to be finite; got {int((~np.isfinite(values)).sum())} NaN or infinite values."

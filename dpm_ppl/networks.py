@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dpm_ppl.arguments import require_count, require_key
+
 
 class StepReadout(eqx.Module):
     """An affine readout with weights of its own for every step t = 1..T, zero at first.
@@ -53,6 +55,8 @@ class RBFNetwork(eqx.Module):
     readout: StepReadout
 
     def __init__(self, in_size: int, out_size: int, *, num_steps: int, num_units: int = 16, key: Array) -> None:
+        require_key(key)
+        num_steps, num_units = require_count("num_steps", num_steps), require_count("num_units", num_units)
         self.centres = jax.random.normal(key, (num_units, in_size))
         self.log_width = jnp.zeros((num_units,))
         self.readout = StepReadout(num_units, out_size, num_steps=num_steps)
@@ -96,6 +100,9 @@ class StepMLP(eqx.Module):
         gain: float = 4.0,
         key: Array,
     ) -> None:
+        require_key(key)
+        num_steps, width = require_count("num_steps", num_steps), require_count("width", width)
+        depth = require_count("depth", depth)
         layers = eqx.nn.MLP(in_size, width, width, depth - 1, activation, final_activation=activation, key=key)
         draw = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
         weights = [
@@ -143,6 +150,10 @@ class TimeMLP(eqx.Module):
         activation: Callable[[Array], Array] = jax.nn.silu,
         key: Array,
     ) -> None:
+        require_key(key)
+        num_steps, width = require_count("num_steps", num_steps), require_count("width", width)
+        depth = require_count("depth", depth, at_least=0)
+        num_frequencies = require_count("num_frequencies", num_frequencies, at_least=0)
         layers = eqx.nn.MLP(in_size + 2 * num_frequencies, out_size, width, depth, activation, key=key)
         last = layers.layers[-1]
         zero = jax.tree.map(jnp.zeros_like, (last.weight, last.bias))
@@ -153,7 +164,8 @@ class TimeMLP(eqx.Module):
     def __call__(self, x: Array, t: Array) -> Array:
         """Outputs, shape (*batch, out_size)."""
         angle = jnp.pi * (t / self.num_steps)[..., None] * 2.0 ** jnp.arange(self.num_frequencies)
-        embedding = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(x.dtype)
+        # Beside bits and whole numbers it stays real, and does not widen single precision.
+        embedding = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(jnp.result_type(x, float))
         embedding = jnp.broadcast_to(embedding, (*x.shape[:-1], embedding.shape[-1]))
         return _batched(self.layers, jnp.concatenate([x, embedding], -1))
 

@@ -24,7 +24,7 @@ def constant_fraction(num_steps: int) -> np.ndarray:
 
     Source: Sohl-Dickstein et al. 2015, section 2.4.1.
     """
-    require_count("num_steps", num_steps)
+    num_steps = require_count("num_steps", num_steps)
     return 1.0 / np.arange(num_steps, 0, -1)
 
 
@@ -33,7 +33,7 @@ def linear(num_steps: int, *, first: float = 1e-4, last: float = 0.02) -> np.nda
 
     Source: Ho et al. 2020, section 4 (T = 1000).
     """
-    require_count("num_steps", num_steps)
+    num_steps = require_count("num_steps", num_steps)
     return np.linspace(first, last, num_steps)
 
 
@@ -42,7 +42,7 @@ def cosine(num_steps: int, *, offset: float = 0.008, largest: float = 0.999) -> 
 
     Source: Nichol and Dhariwal 2021, eq. 17.
     """
-    require_count("num_steps", num_steps)
+    num_steps = require_count("num_steps", num_steps)
     signal = np.cos((np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2) ** 2
     return np.minimum(1 - signal[1:] / signal[:-1], largest)
 
@@ -52,7 +52,7 @@ def log_snr(num_steps: int, *, first: float = 6.0, last: float = -6.0) -> np.nda
 
     Source: Kingma et al. 2021, section 3.2 (the linear case), in nats.
     """
-    require_count("num_steps", num_steps)
+    num_steps = require_count("num_steps", num_steps)
     if not first > last:
         raise ValueError(f"Expected the log-SNR to fall, first > last; got first={first}, last={last}.")
     log_alpha_bar = -np.logaddexp(0, -np.linspace(first, last, num_steps))
@@ -151,7 +151,7 @@ def learned(
 
     Source: Sohl-Dickstein et al. 2015, section 2.4.1 (learned by gradient ascent on K); this parameterisation is ours.
     """
-    require_count("num_steps", num_steps, at_least=2)
+    num_steps = require_count("num_steps", num_steps, at_least=2)
     if not 0 < beta_1 < 1 or not 0 < alpha_bar_T < 1 - beta_1:
         raise ValueError(f"Expected 0 < beta_1 < 1 and 0 < alpha_bar_T < 1 - beta_1; got {beta_1} and {alpha_bar_T}.")
     beta = np.asarray(constant_fraction(num_steps) if start is None else start)
@@ -193,8 +193,8 @@ def learned_log_snr(
     Source: Kingma et al. 2021, sections 3.2 and 5.1, and app. H for rates from differences of log-SNR; there a monotone
         network.
     """
-    require_count("num_steps", num_steps, at_least=2)
-    require_count("num_segments", num_segments)
+    num_steps = require_count("num_steps", num_steps, at_least=2)
+    num_segments = require_count("num_segments", num_segments)
     if not np.isfinite([first, last]).all() or not first > last:
         raise ValueError(f"Expected the log-SNR to fall, first > last, both finite; got first={first}, last={last}.")
     share = jnp.maximum(jax.nn.softmax(numpyro.param(name, jnp.zeros(num_segments))), 1e-30)

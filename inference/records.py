@@ -4,7 +4,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -89,6 +89,34 @@ def variable(dims: Any, value: ArrayLike, name: str, units: str) -> Any:
     import xarray as xr
 
     return xr.Variable(dims, np.array(value), {"long_name": name, "units": units})
+
+
+def free_names(shapes: Mapping[str, int], *, taken: Iterable[str]) -> dict[str, str]:
+    """Names under which variables can stand in one data set, each with dims `NAME_0`, `NAME_1`, ... of its own.
+
+    A slash becomes a point, as a group may not look nested; and a name that is taken, or whose dims are, gets
+    underscores behind it.
+
+    Args:
+        shapes: Number of dims of its own of each variable, by the name it has.
+        taken: Names of the dims and variables that are there already.
+
+    Returns:
+        The name in the data set of each, by the name it has.
+    """
+    taken, names = set(taken), {}
+    for name, num_dims in shapes.items():
+        new = name.replace("/", ".")
+        while taken & {new, *dims_of(new, num_dims)}:
+            new += "_"
+        taken |= {new, *dims_of(new, num_dims)}
+        names[name] = new
+    return names
+
+
+def dims_of(name: str, num_dims: int) -> list[str]:
+    """Dims of a variable's own, by its name: `NAME_0`, `NAME_1` and so on."""
+    return [f"{name}_{i}" for i in range(num_dims)]
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

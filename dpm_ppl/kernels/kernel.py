@@ -99,15 +99,16 @@ def step_number(t: int) -> np.ndarray:
 _Kind = TypeVar("_Kind", Array, np.ndarray)
 
 
-def whole(x: _Kind) -> _Kind:
-    """An array of its own kind, bits and whole numbers in 32 bits at least: of fewer they cannot count all states."""
-    narrow = x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4)
-    return x.astype(np.int32) if narrow else x
+def widened(x: _Kind) -> _Kind:
+    """An array of its own kind in 32 bits at least: fewer cannot count all states, nor sum the terms of a bound."""
+    if x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4):
+        return x.astype(np.int32)
+    return x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
 
 
 def require_state(x: ArrayLike, event_shape: tuple[int, ...]) -> Array:
     """A state as an array whose last dimensions are the event shape, or a clear error."""
-    state = whole(jnp.asarray(x))
+    state = widened(jnp.asarray(x))
     shape, event_dim = state.shape, len(event_shape)
     if state.ndim < event_dim or shape[state.ndim - event_dim :] != event_shape:
         raise ValueError(f"Expected a state of shape (*batch, *event) with event shape {event_shape}; got {shape}.")

@@ -44,7 +44,7 @@ def table(figures: Mapping[str, Any]) -> str:
     head = f"{figures['model']}: posterior of {_count(len(rows), 'datum', 'data')}, {rows[0]['num_particles']:,} "
     lines = [f"{head}particles each, in {figures['seconds']:.0f} s"]
     lines += [
-        "  datum   log evidence, nats       in bits             effective at 0, least   k-hat, largest   ancestors"
+        "  datum   log evidence, nats       in bits             effective at 0, least   k-hat at 0, largest   ancestors"
     ]
     for number, row in enumerate(rows[:MOST_ROWS]):
         nats, bits = (
@@ -54,10 +54,11 @@ def table(figures: Mapping[str, Any]) -> str:
         effective, khat = f"{row['ess']:,.0f}, {row['least_ess']:,.0f}", f"{_text(row, 'khat')}, "
         note = "error uncertain" if row["cautions"] else ""
         note = note if row["trusted"] else "NOT trusted"
-        line = f"  {number:<8}{nats:<25}{bits:<20}{effective:<24}{khat + _text(row, 'largest_khat'):<17}"
+        line = f"  {number:<8}{nats:<25}{bits:<20}{effective:<24}{khat + _text(row, 'largest_khat'):<22}"
         lines.append(f"{line}{row['num_ancestors']:<9,}  {note}".rstrip())
     if len(rows) > MOST_ROWS:
         lines.append(f"  and {len(rows) - MOST_ROWS} more, in posterior.json")
+    lines.append("  At 0 is of the weights of the datum itself; the least and the largest are over all steps t = 0..T.")
     return "\n".join([*lines, *(textwrap.fill(sentence, 110) for sentence in figures["verdict"])])
 
 

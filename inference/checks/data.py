@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 
 from dpm_ppl.data import draw
 from dpm_ppl.diffusion import require_data
+from dpm_ppl.inference.checks.laws import keeps_pi
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.statistics import STANDARD_ERRORS
 from dpm_ppl.inference.checks.subject import Chain, Subject
@@ -117,6 +118,8 @@ def _second_moment(chain: Chain, flat: np.ndarray) -> Finding:
     words = f"The second moment of the data is {second:.4g} per dimension, the mean up to {largest:.3g}"
     if 1 / WIDE < ratio < WIDE:
         return passed(name, words + ".", **numbers)
+    if not keeps_pi(chain):
+        return skipped(name, 'the kernel keeps no pi, whose scale the data could have; see "end of the chain".')
     words += f", and pi's second moment is {of_pi:.3g}"
     if 1 / GROSS < ratio < GROSS:
         return note(name, words + ": the bound is looser than with data of pi's scale.", **numbers)

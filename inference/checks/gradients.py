@@ -105,10 +105,8 @@ def _gradients(reached: dict[str, Any], infinite: set[str], frozen: list[str], i
         return failed(name, words)
     counts = [int(hits.sum()) for hits in reached.values()]
     total = sum(hits.size for hits in reached.values())
-    words = (
-        f"A finite gradient reaches all {len(reached)} arrays of parameters, {sum(counts)} of their {total} numbers in "
-        f"{_KEYS} draws."
-    )
+    arrays = "the one array" if len(reached) == 1 else f"all {len(reached)} arrays"
+    words = f"A finite gradient reaches {arrays} of parameters, {sum(counts)} of {total} numbers in {_KEYS} draws."
     return passed(name, words, reached=sum(counts), numbers=total)
 
 

@@ -316,7 +316,7 @@ def _run(options: _Options) -> Fit:
                 keep=keep,
                 watch=watch,
                 progress=options.progress,
-                objective="bound" if options.weight is None else "weighted bound",
+                objective=("weighted " if options.weight else "") + ("bound" if prepared.has_chain else "objective"),
             )
     return _so_far(svi, done)
 

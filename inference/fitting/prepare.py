@@ -32,11 +32,13 @@ class Prepared:
         svi: SVI whose programs take `(x0, indices)` and then the user's arguments.
         state: Its state before the first iteration.
         normaliser: Number of data that a loss adds up: the full size of the data's plate, or the batch size.
+        has_chain: Whether it declares a chain, so that minus its loss is the chain's bound.
     """
 
     svi: SVI
     state: SVIState
     normaliser: int
+    has_chain: bool
 
 
 def prepare(
@@ -108,7 +110,7 @@ def prepare(
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn
-    return Prepared(ready, state, normaliser)
+    return Prepared(ready, state, normaliser, read.has_chain)
 
 
 @dataclass(eq=False)
@@ -119,6 +121,7 @@ class _Reader(Messenger):
     plates: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     kernels: list[tuple[Kernel, int]] = field(default_factory=list)
     discrete: list[str] = field(default_factory=list)
+    has_chain: bool = False
     _inside: int = 0
 
     def __post_init__(self) -> None:
@@ -127,6 +130,7 @@ class _Reader(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] in ("forward_chain", "reverse_chain"):
             self._inside += 1
+            self.has_chain = True
             statement = msg["statement"]
             leaves = jax.tree.leaves(self.x0)
             self.kernels += [(statement.diffusion.kernel, i) for i, leaf in enumerate(leaves) if leaf is statement.x0]

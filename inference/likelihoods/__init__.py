@@ -2,7 +2,8 @@
 
 `bounds.bound` takes the bound apart (`consistency` in its other form, `entropy` by what is known before learning).
 `likelihood.log_likelihood` sums the `weights` of whole trajectories; `importance` does it for any model and guide; and
-`bidirectional` bounds the likelihood of simulated data from both sides. Start at `likelihood`.
+`bidirectional` bounds the likelihood of simulated data from both sides. ArviZ takes a `Likelihood` by `to_elpd` (for
+`plot_khat` and `compare`) and by `to_arviz` (all that is known, and draws of trajectories). Start at `likelihood`.
 """
 
 from dpm_ppl.inference.likelihoods.bidirectional import DissipatedWork, Sandwich, dissipated_work, sandwich

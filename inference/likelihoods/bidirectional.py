@@ -126,8 +126,8 @@ def sandwich(
     require_key(key)
     context = jax.tree.map(jnp.asarray, context)
     built = instantiate(definition, params, context=context)
-    require_count("num_data", num_data, at_least=1)
-    require_count("num_particles", num_particles, at_least=1)
+    num_data = require_count("num_data", num_data)
+    num_particles = require_count("num_particles", num_particles)
     built = built.of_batch((num_data,))
     reverse_key, forward_key = jax.random.split(key)
     _, blocks = run_in_blocks(

@@ -55,7 +55,7 @@ def importance_weights(
     Source: Rubin 1988; Burda, Grosse and Salakhutdinov 2016 for their use with guides.
     """
     require_key(key)
-    require_count("num_particles", num_particles, at_least=1)
+    num_particles = require_count("num_particles", num_particles)
     if plate is not None and not isinstance(plate, str):
         raise TypeError(f"Expected `plate` to be the name of a plate, or None for joint weights; got {plate!r}.")
     if not isinstance(params, Mapping):

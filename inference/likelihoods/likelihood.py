@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from scipy.special import log_softmax, stdtrit
+from scipy.special import log_softmax, softmax, stdtrit
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
-from dpm_ppl.inference.records import arviz, is_arviz_1, record, variable, write
+from dpm_ppl.inference.records import arviz, dims_of, is_arviz_1, record, variable, write
 from dpm_ppl.inference.units import error_text, mean_and_error
 
 
@@ -107,8 +107,10 @@ class Likelihood:
         Its expectation rises with num_particles from the ELBO's (1) to that of `estimate`.
 
         Raises:
+            TypeError: num_particles is no integer.
             ValueError: num_particles lies outside 1..self.num_particles.
         """
+        num_particles = require_count("num_particles", num_particles)
         if not 1 <= num_particles <= self.num_particles:
             raise ValueError(f"Expected 1 <= num_particles <= {self.num_particles}; got {num_particles}.")
         num_groups = self.num_particles // num_particles
@@ -125,9 +127,17 @@ class Likelihood:
             Groups `sample_stats`, with `log_weight` of dims (particle, datum); `likelihood`, with `elbo`, `estimate`,
             `standard_error`, `psis_estimate`, `ess`, `khat` and `K` of dims (datum,); `steps`, with the
             `reverse_cross_entropy` of each reverse step, dims (t,), t = 2..T; and, where trajectories were kept,
-            `trajectories`, with `x` of dims (particle, datum, t, event_0, ...), t = 1..T. Each variable says its units.
-            Particles are independent, so there is no chain. ArviZ 1.x's functions take `sample_dims="particle"`
-            (`summary` with `kind="stats"`); 0.23's take `sample_stats.rename(particle="draw").expand_dims("chain")`.
+            `trajectories`, with `x` of dims (particle, datum, t, event_0, ...), t = 1..T, and `posterior`, with the
+            same resampled by their weights: draws of p(x^(1..T)|x^0), dims (chain, draw, datum, t, event_0, ...), as
+            `arviz.summary` and `arviz.plot_trace` expect. `log_likelihood`, with log p(x^0), `psis_estimate`, as `x` of
+            dims (chain, draw, datum), of one draw, the parameters being fitted. Each variable says its units.
+            Particles are independent, so `sample_stats` has no chain. ArviZ 1.x's functions take
+            `sample_dims="particle"` (`summary` with `kind="stats"`); 0.23's take
+            `sample_stats.rename(particle="draw").expand_dims("chain")`.
+
+            `arviz.loo` needs many draws of the parameters, of which there is one, and stops with an IndexError. Draws
+            of trajectories are no substitute: each tells of its own datum alone, so that leaving that out would be a
+            harmonic mean of likelihoods, which does not converge. `to_elpd` is what it would return, by the weights.
 
         Raises:
             ValueError: K is not of shape (num_data,).
@@ -135,10 +145,13 @@ class Likelihood:
         return record(_groups(self, K), about=_ABOUT)
 
     def to_elpd(self) -> Any:
-        """What `arviz.plot_khat` draws, in both versions: `ELPDData` with `pareto_k` of each datum.
+        """What `arviz.plot_khat` draws and `arviz.compare` compares, in both versions: `ELPDData` of each datum.
 
-        Its other fields, which ArviZ names after leave-one-out cross-validation, hold the smoothed estimates in nats
-        (`elpd_i`, in 0.23 `loo_i`), their sum, and its standard error over the data; the number of parameters is NaN.
+        `arviz.compare({"one": likelihood.to_elpd(), "other": other.to_elpd()})` gives the difference of two programs
+        on the same data with the error that pairs have. `pareto_k` is k-hat of each datum's weights. The other fields,
+        which ArviZ names after leave-one-out cross-validation, hold the smoothed estimates in nats (`elpd_i`, in 0.23
+        `loo_i`), their sum, and its standard error over the data; the number of parameters is NaN. Nothing is left out
+        here: on data that were not fitted the sum is the expected log predictive density that `arviz.loo` estimates.
         """
         import xarray as xr
 
@@ -227,8 +240,8 @@ def log_likelihood(
     """
     require_key(key)
     built, x0, context = given_beside(definition, params, x0, context)
-    require_count("num_particles", num_particles, at_least=1)
-    require_count("num_trajectories", num_trajectories, at_least=0)
+    num_particles = require_count("num_particles", num_particles)
+    num_trajectories = require_count("num_trajectories", num_trajectories, at_least=0)
     if num_trajectories > num_particles:
         raise ValueError(f"Expected `num_trajectories` to be at most {num_particles=}; got {num_trajectories}.")
     num_data, num_numbers = len(x0), math.prod(built.event_shape)
@@ -291,18 +304,36 @@ def _groups(likelihood: Likelihood, K: ArrayLike | None) -> dict[str, Any]:  # n
             raise ValueError(f"Expected `K` of shape ({num_data},), one for each datum; got {np.shape(K)}.")
         per_datum["K"] = variable("datum", K, "K of Sohl-Dickstein et al. 2015, eq. 14", "nats")
     cross_entropy = variable("t", likelihood.reverse_cross_entropy, "mean of -log p(x^(t-1)|x^t)", "nats")
+    log_prob = variable(
+        ("chain", "draw", "datum"), likelihood.psis_estimate[None, None], "log p(x0), log mean smoothed weight", "nats"
+    )
     groups = {
         "sample_stats": xr.Dataset({"log_weight": log_weight}, particle | datum),
         "likelihood": xr.Dataset(per_datum, datum),
+        "log_likelihood": xr.Dataset({"x": log_prob}, {"chain": [0], "draw": [0], **datum}),
         "steps": xr.Dataset({"reverse_cross_entropy": cross_entropy}, {"t": np.arange(cross_entropy.size) + 2}),
     }
     if likelihood.trajectories is not None:
         num_kept, _, num_steps, *event = likelihood.trajectories.shape
-        dims = ("particle", "datum", "t", *(f"event_{i}" for i in range(len(event))))
-        x = variable(dims, likelihood.trajectories, "states x^t of forward trajectories", "1")
-        at = {"particle": np.arange(num_kept), **datum, "t": np.arange(num_steps) + 1}
-        groups["trajectories"] = xr.Dataset({"x": x}, at)
+        dims = ("datum", "t", *dims_of("event", len(event)))
+        x = variable(("particle", *dims), likelihood.trajectories, "states x^t of forward trajectories", "1")
+        drawn = _draws(likelihood.trajectories, likelihood.log_weight[:num_kept])
+        latent = variable(("chain", "draw", *dims), drawn[None], "states x^t given x^0, equally weighted", "1")
+        at = {**datum, "t": np.arange(num_steps) + 1}
+        groups["trajectories"] = xr.Dataset({"x": x}, {"particle": np.arange(num_kept), **at})
+        groups["posterior"] = xr.Dataset({"x": latent}, {"chain": [0], "draw": np.arange(num_kept), **at})
     return groups
+
+
+def _draws(trajectories: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+    """Trajectories resampled systematically by their weights, datum by datum; NaN where none has a weight."""
+    num, num_data = log_weight.shape
+    alive = np.isfinite(log_weight.max(0))
+    total = np.cumsum(softmax(np.where(alive, log_weight, 0.0), 0), 0)
+    places = (np.arange(num) + 0.5) / num
+    rows = np.stack([np.searchsorted(total[:, i] / total[-1, i], places) for i in range(num_data)], 1)
+    drawn = trajectories[rows, np.arange(num_data)]
+    return drawn if alive.all() else np.where(alive[(slice(None), *[None] * (drawn.ndim - 2))], drawn, np.nan)
 
 
 def class_log_probs(

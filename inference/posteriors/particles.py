@@ -79,7 +79,7 @@ def smc(
     """
     if not callable(model):
         raise TypeError(f"Expected `model` to be a NumPyro program; got {type(model).__name__}.")
-    require_count("num_particles", num_particles, at_least=2)
+    num_particles = require_count("num_particles", num_particles, at_least=2)
     if not 0 <= threshold <= 1:
         raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
     params = dict(params)

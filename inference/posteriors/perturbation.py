@@ -48,7 +48,7 @@ def perturbed_chain(
 
     Source: Sohl-Dickstein et al. 2015, eq. 22 and table App.1, whose perturbed rate has a wrong denominator.
     """
-    require_count("num_samples", num_samples, at_least=1)
+    num_samples = require_count("num_samples", num_samples)
     twist = constant() if twist is None else twist() if isinstance(twist, type) else twist
     if not isinstance(twist, tempered):
         raise TypeError(f"Expected `twist` to be constant() or tempered(); got {twist!r}. Others have no such sampler.")

@@ -1,7 +1,7 @@
 """A posterior as weighted particles, with its evidence and what tells whether to trust them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from dpm_ppl.arguments import require_count
+from dpm_ppl.arguments import require_count, require_key
+from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.posteriors.verdict import cautions, problems, sentence
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
-from dpm_ppl.inference.records import record, variable, write
+from dpm_ppl.inference.records import dims_of, free_names, record, variable, write
 from dpm_ppl.inference.units import error_text
 from dpm_ppl.kernels.kernel import is_concrete
 
@@ -109,6 +110,7 @@ class Posterior:
             ValueError: num is less than 1, or this is a batch of posteriors.
         """
         self._check_single()
+        require_key(key)
         num = require_count("num", num)
         return self.samples[jax.random.categorical(key, self.log_weight, shape=(num,))]
 
@@ -187,6 +189,7 @@ class Posterior:
         key: Array | None = None,
         num: int | None = None,
         observed: Mapping[str, ArrayLike] | None = None,
+        chains: bool = False,
     ) -> Any:
         """A posterior as ArviZ's `InferenceData` (0.23) or `xarray.DataTree` (1.x): the same groups, names and units.
 
@@ -194,7 +197,9 @@ class Posterior:
             key: Random key of the draws; by default one and the same.
             num: Number of draws; by default that of the particles.
             observed: What was observed, to be kept beside: arrays by name, each of the shape (*event) of a datum, with
-                the batch in front where there is one.
+                the batch of data in front where there is one.
+            chains: Whether the first axis of the batch is runs by keys of their own, as of `jax.vmap(run, (0, None))`:
+                these are then chains, which ArviZ sets against each other (`r_hat`). Each counts the same.
 
         Returns:
             Groups `posterior`, with `x` (the datum x^0) and the latent variables, of dims (chain, draw, ...): equally
@@ -204,13 +209,15 @@ class Posterior:
             ...), with `log_weight`, which is in `sample_stats` too. `steps`, of dims (t,), t = 0..T, with `ess`,
             `khat`, `num_ancestors`, `num_nan` and `resampled`. `evidence`, with `log_evidence` and `log_evidence_se`.
             And `observed_data`, where it was given. Of a batch each variable has the dim `datum` (after `draw`,
-            `particle` or `t`). Each says its units.
+            `particle` or `t`), and with `chains` all but `observed_data` have `chain` in front. Each says its units,
+            and a latent variable the name that it has in the program: here a slash is a point, and one that is called
+            as a dimension or as another variable has an underscore behind it.
 
         Raises:
-            ValueError: the posterior is of a batch of more than one axis; num is less than 1; a latent variable is
-                called x or log_weight; something observed is of another shape.
+            ValueError: the posterior is of a batch of more than one axis, beside that of `chains`; num is less than 1;
+                something observed is of another shape.
         """
-        return record(_groups(self, key, num, observed or {}), about=_ABOUT)
+        return record(_groups(self, key, num, observed or {}, chains=chains), about=_ABOUT)
 
     def save(
         self,
@@ -219,6 +226,7 @@ class Posterior:
         key: Array | None = None,
         num: int | None = None,
         observed: Mapping[str, ArrayLike] | None = None,
+        chains: bool = False,
     ) -> Path:
         """Writes a posterior as netCDF, all of it or nothing; ArviZ of either version or xarray opens it.
 
@@ -227,6 +235,7 @@ class Posterior:
             key: As in `to_arviz`, and so are the others.
             num: Number of draws.
             observed: What was observed.
+            chains: Whether the first axis of the batch is runs.
 
         Returns:
             The path.
@@ -235,46 +244,53 @@ class Posterior:
             OSError: it cannot be written; a file that was there is as it was.
             ValueError: as in `to_arviz`.
         """
-        return write(path, _groups(self, key, num, observed or {}), about=_ABOUT)
+        return write(path, _groups(self, key, num, observed or {}, chains=chains), about=_ABOUT)
 
 
 _ABOUT = {"title": "Posterior of a diffusion model by sequential Monte Carlo", "inference_library": "dpm_ppl"}
 
-_OURS = ("x", "log_weight")
+_OURS = ("x", "log_weight", "chain", "draw", "particle", "datum", "t")
 
 
 def _groups(
-    posterior: Posterior, key: Array | None, num: int | None, observed: Mapping[str, ArrayLike]
+    posterior: Posterior, key: Array | None, num: int | None, observed: Mapping[str, ArrayLike], *, chains: bool
 ) -> dict[str, Any]:
     """The data sets of `to_arviz`, by group."""
     import xarray as xr
 
+    require_flags(chains=chains)
     batch = np.shape(posterior.log_evidence)
-    if len(batch) > 1:
-        raise ValueError(f"Expected one posterior, or a batch of one axis; got one of shape {batch}. Take them apart.")
-    if clash := [name for name in posterior.latents if name in _OURS]:
-        raise ValueError(f"Expected latent variables called neither x nor log_weight; got {', '.join(clash)}. Rename.")
+    if chains and not batch:
+        raise ValueError("Expected a batch of runs, as of jax.vmap over keys, to be chains; got one posterior.")
+    if len(batch) > 1 + chains:
+        which = "one axis" if not chains else "two axes, runs and data"
+        raise ValueError(f"Expected one posterior, or a batch of {which}; got one of shape {batch}. Take them apart.")
     draws = _draws(
         posterior, jax.random.key(0) if key is None else key, posterior.num_particles if num is None else num
     )
-    num_particles, num_steps = posterior.num_particles, posterior.ess.shape[-1]
-    datum = {"datum": np.arange(batch[0])} if batch else {}
+    num_particles, num_steps, num_batch = posterior.num_particles, posterior.ess.shape[-1], len(batch)
+    chain = {"chain": np.arange(batch[0])} if chains else {}
+    datum = {"datum": np.arange(batch[-1])} if num_batch > chains else {}
+    event = dims_of("event", posterior.samples.ndim - num_batch - 1)
 
-    def of(first: str, value: ArrayLike, name: str, units: str, *, event: str = "event") -> Any:
-        """A variable whose first dim after the batch is `first`, or which has none; the batch is put behind it."""
+    def of(first: str, value: ArrayLike, name: str, units: str, *, rest: Sequence[str] = ()) -> Any:
+        """A variable: chain, then `first` if it is none of the empty, then datum, and what is its own."""
         array = np.asarray(value)
-        rest = [f"{event}_{i}" for i in range(array.ndim - len(batch) - bool(first))]
-        array = np.moveaxis(array, 0, 1) if batch and first else array
-        return variable((*([first] if first else []), *datum, *rest), array, name, units)
+        if first and datum:
+            array = np.moveaxis(array, num_batch, len(chain))
+        return variable((*chain, *([first] if first else []), *datum, *rest), array, name, units)
 
     def latents(first: str, values: Mapping[str, Array]) -> dict[str, Any]:
-        named = {name.replace("/", "."): value for name, value in values.items()}  # a group may not look nested
-        return {name: of(first, value, "a latent variable", "1", event=name) for name, value in named.items()}
+        num_dims = {name: value.ndim - num_batch - 1 for name, value in values.items()}
+        return {
+            new: of(first, values[name], f"the latent variable {name}", "1", rest=dims_of(new, num_dims[name]))
+            for name, new in free_names(num_dims, taken=[*_OURS, *event]).items()
+        }
 
     log_weight = of("particle", posterior.log_weight, "log weight, of any scale", "nats")
     x, drawn_latents = draws
-    drawn = {"x": of("draw", x, "x^0, equally weighted", "1"), **latents("draw", drawn_latents)}
-    weighted = {"x": of("particle", posterior.samples, "x^0, with weights", "1"), "log_weight": log_weight}
+    drawn = {"x": of("draw", x, "x^0, equally weighted", "1", rest=event), **latents("draw", drawn_latents)}
+    weighted = {"x": of("particle", posterior.samples, "x^0, with weights", "1", rest=event), "log_weight": log_weight}
     steps = {
         "ess": of("t", posterior.ess, "effective sample size of the weights (Kish)", "particles"),
         "khat": of("t", posterior.khat, "shape of the weights' right tail (PSIS)", "1"),
@@ -286,35 +302,50 @@ def _groups(
         "log_evidence": of("", posterior.log_evidence, "log Z of p(x) r(x)", "nats"),
         "log_evidence_se": of("", posterior.log_evidence_se, "standard error of `log_evidence`", "nats"),
     }
-    particle = {"particle": np.arange(num_particles), **datum}
+    particle = {**chain, "particle": np.arange(num_particles), **datum}
+    equal = xr.Dataset(drawn, {**chain, "draw": np.arange(x.shape[num_batch]), **datum})
     groups = {
-        "posterior": xr.Dataset(drawn, {"draw": np.arange(x.shape[len(batch)]), **datum}).expand_dims(chain=[0]),
+        "posterior": equal if chains else equal.expand_dims(chain=[0]),
         "sample_stats": xr.Dataset({"log_weight": log_weight}, particle),
         "particles": xr.Dataset({**weighted, **latents("particle", posterior.latents)}, particle),
-        "steps": xr.Dataset(steps, {"t": np.arange(num_steps), **datum}),
-        "evidence": xr.Dataset(evidence, datum),
+        "steps": xr.Dataset(steps, {**chain, "t": np.arange(num_steps), **datum}),
+        "evidence": xr.Dataset(evidence, {**chain, **datum}),
     }
-    shape = (*batch, *posterior.samples.shape[len(batch) + 1 :])
+    if observed:
+        groups["observed_data"] = xr.Dataset(
+            _observed(observed, datum, posterior.samples.shape[num_batch + 1 :]), datum
+        )
+    return groups
+
+
+def _observed(
+    observed: Mapping[str, ArrayLike], datum: Mapping[str, np.ndarray], event_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """What was observed as variables, of shape (*datum, *event)."""
+    shape, event = (*map(len, datum.values()), *event_shape), dims_of("event", len(event_shape))
+    names = free_names(dict.fromkeys(observed, 0), taken=["chain", "draw", "datum", *event])
     for name, value in observed.items():
         if np.shape(value) != shape:
             raise ValueError(f"Expected what was observed, {name!r}, of shape {shape}; got {np.shape(value)}.")
-    if observed:
-        kept = {name: of("", value, "what was observed of x^0", "1") for name, value in observed.items()}
-        groups["observed_data"] = xr.Dataset(kept, datum)
-    return groups
+    return {
+        names[name]: variable((*datum, *event), value, f"what was observed of x^0, {name}", "1")
+        for name, value in observed.items()
+    }
 
 
 def _draws(posterior: Posterior, key: Array, num: int) -> tuple[Array, dict[str, Array]]:
     """Data and latent variables with equal weights: particles resampled systematically, in their order."""
     from dpm_ppl.inference.posteriors.resampling import systematic
 
+    require_key(key)
     num = require_count("num", num)
 
     def one(log_weight: Array, values: Any, key: Array) -> Any:
         rows = systematic(jax.nn.softmax(log_weight), key, num)
         return jax.tree.map(lambda leaf: leaf[rows], values)
 
-    values = (posterior.samples, posterior.latents)
-    if posterior.log_weight.ndim == 1:
-        return one(posterior.log_weight, values, key)
-    return jax.vmap(one)(posterior.log_weight, values, jax.random.split(key, len(posterior.log_weight)))
+    batch = posterior.log_weight.shape[:-1]
+    keys = jax.random.split(key, batch) if batch else key
+    for _ in batch:
+        one = jax.vmap(one)
+    return one(posterior.log_weight, (posterior.samples, posterior.latents), keys)

@@ -104,6 +104,7 @@ class averaged:
         num = require_count("num_points", self.num_points, at_least=4)
         if num & (num - 1):
             raise ValueError(f"Expected `num_points` to be a power of two, as 32 or 64; got {num}.")
+        object.__setattr__(self, "num_points", num)
 
     def start(self, target: Target) -> Move:
         """The move that draws x^T: from pi."""

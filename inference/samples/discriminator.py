@@ -140,9 +140,12 @@ def discriminate(
         Tancik et al. 2020 for the sines and cosines.
     """
     require_key(key)
-    for name, value in {"num_iterations": num_iterations, "batch_size": batch_size, "width": width}.items():
-        require_count(name, value, at_least=1)
-    require_count("depth", depth, at_least=0)
+    num_iterations, batch_size = (
+        require_count("num_iterations", num_iterations),
+        require_count("batch_size", batch_size),
+    )
+    width = require_count("width", width)
+    depth = require_count("depth", depth, at_least=0)
     if not (isinstance(learning_rate, float) and 0 < learning_rate < math.inf):
         raise ValueError(f"Expected `learning_rate` to be a positive float; got {learning_rate!r}.")
     both = require_pair(data, samples, at_least=FEWEST)

@@ -70,7 +70,7 @@ def coverage(data: ArrayLike, samples: ArrayLike, *, num_neighbours: int = 5) ->
 
     Source: Naeem et al. 2020, section 3.2.
     """
-    require_count("num_neighbours", num_neighbours, at_least=1)
+    num_neighbours = require_count("num_neighbours", num_neighbours)
     both = require_pair(data, samples, at_least=num_neighbours + 1)
     points, others = (x.reshape(len(x), -1).astype(float) for x in both)
     radius = cKDTree(points).query(points, [num_neighbours + 1])[0][:, 0]  # a datum is its own nearest

@@ -101,6 +101,14 @@ def test_network_is_its_formula_for_every_batch(network, batch, steps):
     np.testing.assert_allclose(eqx.filter_jit(net)(x, t), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64])
+def test_bits_are_seen_as_the_real_numbers_that_they_are(network, dtype):
+    """The time beside them too, of which whole numbers would leave nothing."""
+    make, _ = network
+    net, x, t = randomised(make()), np.random.default_rng(0).integers(0, 2, (5, IN)), np.array([1, 2, 3, 4, 4])
+    np.testing.assert_array_equal(net(jnp.asarray(x, dtype), t), net(jnp.asarray(x, float), t))
+
+
 def test_outputs_are_zero_at_first_and_differ_by_step_later(network):
     make, _ = network
     x, t = np.random.default_rng(4).normal(size=(T, IN)), np.arange(1, T + 1)

@@ -44,6 +44,8 @@ def test_even_weights_are_trusted():
     assert said == ("The posterior can be trusted, and so can the evidence: at every step enough particles count.")
     assert headline(row) == "log Z = -2.00 ± 0.10 nats\nto be trusted"
     assert "NOT" not in table(figures)
+    assert "k-hat at 0, largest" in table(figures)
+    assert "At 0 is of the weights of the datum itself; the least and the largest are over all steps" in table(figures)
 
 
 @pytest.mark.parametrize(

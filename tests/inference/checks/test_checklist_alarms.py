@@ -7,12 +7,14 @@ import numpyro.distributions as dist
 import pytest
 
 import dpm_ppl as dpm
+from dpm_ppl.inference.checks.data import data
 from dpm_ppl.inference.checks.gradients import gradients
 from dpm_ppl.inference.checks.laws import bayes, chosen
 from dpm_ppl.inference.checks.laws import kernel as kernel_checks
 from dpm_ppl.inference.checks.reverse import reverse
 from dpm_ppl.inference.checks.statistics import Difference
 from dpm_ppl.inference.checks.subject import subject
+from dpm_ppl.inference.checks.variance import variance
 from tests.inference.checks.test_checklist_mistakes import of_chains, program
 from tests.inference.checks.test_laws import OwnKernel, chain_of, found
 
@@ -73,12 +75,62 @@ class Exploding:
         return dist.Normal(mean, jnp.sqrt(before / after * (after - before))).to_event(1)
 
 
-def test_a_variance_exploding_kernel():
-    """Its bound holds, with a `decode` of one's own; without one the last step is none."""
-    own = found(kernel_checks(chain_of(Exploding(), decode=lambda x1: dist.Normal(x1, 0.2).to_event(1))))
-    assert own.passed, own
-    assert "does not keep pi" in own["stationarity"].words
-    assert found(kernel_checks(chain_of(Exploding())))["stationarity"].status == "failed"
+class ScaleOfPi(Exploding):
+    """pi is wider than where the chain ends."""
+
+    def stationary(self):
+        return dist.Normal(jnp.zeros(2), 3 * self.scale[-1]).to_event(1)
+
+
+class RootMissing(Exploding):
+    """A variance where `step` takes a standard deviation."""
+
+    def step(self, x, t):
+        scale = jnp.asarray(self.scale)
+        return dist.Normal(x, (scale[t] ** 2 - scale[t - 1] ** 2)[..., None]).to_event(1)
+
+
+MEAN, SCALE = jnp.array([0.9, -0.5]), jnp.array([0.5, 0.2])
+
+
+def exploding(kernel, decode=None):
+    """What is said of the exact reverse of normal data, x^0 + N(0, scale_t^2), and of a `decode` of its own."""
+    scale = jnp.asarray(Exploding.scale)
+
+    def diffusion():
+        offset = numpyro.param("offset", jnp.zeros(2))
+
+        def reverse(x, t):
+            before, after = (scale[s][..., None] ** 2 for s in (t - 1, t))
+            share, kept = SCALE**2 / (SCALE**2 + after), before / after
+            x0 = MEAN + offset + share * (x - MEAN)
+            variance = kept * (after - before) + (1 - kept) ** 2 * share * after
+            return dist.Normal((1 - kept) * x0 + kept * x, jnp.sqrt(variance)).to_event(1)
+
+        return dpm.Diffusion(kernel, reverse, decode)
+
+    model, guide = dpm.single_chain(diffusion)
+    law = dist.Normal(MEAN, SCALE).to_event(1)
+    ready = subject(program(diffusion, model=model, guide=guide, data=law))
+    (chain,) = ready.chains
+    return found(kernel_checks(chain), bayes(chain), reverse(chain), variance(ready, chain), data(ready, chain))
+
+
+@pytest.mark.parametrize("decode", [None, lambda x1: dist.Normal(x1, 0.15).to_event(1)], ids=["default", "own"])
+def test_a_variance_exploding_kernel(decode):
+    """Its bound holds: the chain ends at pi, which nothing keeps, and no scale of the data is asked for."""
+    report = exploding(Exploding(), decode)
+    assert report.passed, report
+    assert report["stationarity"].status == "note"
+    assert "does not keep pi" in report["stationarity"].words
+    assert report["end of the chain"].numbers["bits_per_dimension"] < 0.05
+    assert report["data's moments"].status == "skipped"
+    assert report["last step"].status == "note"
+
+
+@pytest.mark.parametrize("kernel", [ScaleOfPi(), RootMissing()], ids=["pi is not met", "a wrong step"])
+def test_a_slip_of_such_a_kernel_is_found(kernel):
+    assert found(kernel_checks(chain_of(kernel)))["stationarity"].status == "failed"
 
 
 def test_exchangeable_latents_have_no_order():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 
@@ -155,6 +156,18 @@ def test_a_fit_that_fails_at_once(tmp_path):
     assert caught.value.checkpoint is None
     assert math.isnan(caught.value.bound_bits)
     assert runs.newest_checkpoint(tmp_path) is None
+
+
+def test_only_a_chain_has_a_bound(capfd):
+    def plain(x0):
+        mean = numpyro.param("mean", jnp.zeros(1))
+        with numpyro.plate("data", 64, subsample_size=len(x0)):
+            numpyro.sample("x", dist.Normal(mean, 1).to_event(1), obs=x0)
+
+    small(model=plain, guide=lambda x0: None, num_steps_sampled=None, progress=True, num_iterations=5)
+    said = capfd.readouterr().err
+    assert "objective " in said
+    assert "bound" not in said
 
 
 def test_the_bar_has_its_number_in_any_width_and_writes_little_to_a_file(capfd, monkeypatch):

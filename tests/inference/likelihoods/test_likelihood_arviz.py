@@ -25,7 +25,7 @@ def groups(data) -> dict[str, xr.Dataset]:
 def check(data, likelihood):
     """Everything that `likelihood` knows stands where it should, with its units."""
     found = groups(data)
-    assert set(found) == {"sample_stats", "likelihood", "steps", "trajectories"}
+    assert set(found) == {"sample_stats", "likelihood", "log_likelihood", "steps", "trajectories", "posterior"}
     log_weight = found["sample_stats"]["log_weight"]
     assert log_weight.dims == ("particle", "datum")
     np.testing.assert_array_equal(log_weight, likelihood.log_weight)
@@ -48,14 +48,56 @@ def check(data, likelihood):
     assert x.dims == ("particle", "datum", "t", "event_0")
     assert list(x.t) == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(x, likelihood.trajectories)
+    log_prob = found["log_likelihood"]["x"]
+    assert log_prob.dims == ("chain", "draw", "datum")
+    np.testing.assert_array_equal(log_prob[0, 0], likelihood.psis_estimate)
+    assert found["posterior"]["x"].dims == ("chain", "draw", "datum", "t", "event_0")
     assert data.attrs["inference_library"] == "dpm_ppl"
 
 
 def test_arviz_holds_all_that_is_known(likelihood):
     check(likelihood.to_arviz(K=K), likelihood)
     without = groups(Likelihood(likelihood.log_weight, likelihood.reverse_cross_entropy).to_arviz())
-    assert set(without) == {"sample_stats", "likelihood", "steps"}
+    assert set(without) == {"sample_stats", "likelihood", "log_likelihood", "steps"}
     assert "K" not in without["likelihood"]
+
+
+def test_draws_of_trajectories_follow_the_weights():
+    """Each is drawn as often as its weight among those kept says, to within one."""
+    rng = np.random.default_rng(0)
+    log_weight, x = rng.normal(scale=1.5, size=(500, 4)), rng.normal(size=(300, 4, 5, 2))
+    drawn = groups(Likelihood(log_weight, np.zeros(4), x).to_arviz())["posterior"]["x"].values[0]
+    share = np.exp(log_weight[:300]) / np.exp(log_weight[:300]).sum(0)
+    for datum in range(4):
+        count = (drawn[:, None, datum] == x[:, datum]).all((-1, -2)).sum(0)
+        assert count.sum() == 300
+        assert np.abs(count - 300 * share[:, datum]).max() <= 1
+
+
+def test_a_datum_without_a_weight_has_no_draws(likelihood):
+    log_weight = likelihood.log_weight.copy()
+    log_weight[:3, 1] = -np.inf
+    spoiled = Likelihood(log_weight, likelihood.reverse_cross_entropy, likelihood.trajectories)
+    missing = groups(spoiled.to_arviz())["posterior"]["x"].isnull()
+    assert missing.sel(datum=1).all()
+    assert not missing.drop_sel(datum=1).any()
+
+
+@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")
+def test_arviz_summarises_and_draws_latent_states(likelihood):
+    data = likelihood.to_arviz()
+    where = {"datum": [2], "t": [1, 5]}
+    x = groups(data)["posterior"]["x"].sel(where)
+    kept = groups(data)["posterior"].sel(where)
+    kept = xr.DataTree.from_dict({"posterior": kept}) if isinstance(data, xr.DataTree) else kept
+    table = az.summary(kept, kind="stats", round_to="none")
+    np.testing.assert_allclose(table["mean"], x.mean(("chain", "draw")).values.ravel())
+    plt.close("all")
+    az.plot_trace(kept)
+    lines = [line for axis in plt.gcf().axes for line in axis.get_lines()]
+    drawn = {tuple(np.asarray(line.get_ydata())) for line in lines}
+    plt.close("all")
+    assert {tuple(series) for series in x.values[0].reshape(3, -1).T} <= drawn
 
 
 def test_netcdf_gives_back_what_was_saved(likelihood, tmp_path):
@@ -120,6 +162,24 @@ def test_elpd_prints_sums_of_the_smoothed_estimates(likelihood):
     text = str(likelihood.to_elpd())
     assert f"{likelihood.psis_estimate.sum():.2f}" in text
     assert f"{6**0.5 * likelihood.psis_estimate.std():.2f}" in text
+
+
+def test_arviz_compares_two_programs_on_the_same_data(likelihood):
+    """The sum of paired differences, and its error over pairs."""
+    other = Likelihood(likelihood.log_weight - np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.7]), np.zeros(4))
+    table = az.compare({"one": likelihood.to_elpd(), "other": other.to_elpd()})
+    difference = likelihood.psis_estimate - other.psis_estimate
+    np.testing.assert_allclose(difference.sum(), 1.8, rtol=1e-12)
+    digits = 9 if az.__version__.startswith("0.") else 1  # 1.x rounds what it gives
+    np.testing.assert_array_almost_equal(abs(float(table["elpd_diff"]["other"])), 1.8, digits)
+    np.testing.assert_array_almost_equal(float(table["dse"]["other"]), 6**0.5 * difference.std(), digits)
+    assert list(table.index) == ["one", "other"]
+
+
+def test_loo_needs_draws_of_the_parameters(likelihood):
+    """As `to_arviz` says; `to_elpd` is what it would return."""
+    with pytest.raises(IndexError):
+        az.loo(likelihood.to_arviz())
 
 
 @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")

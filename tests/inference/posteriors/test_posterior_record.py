@@ -1,5 +1,6 @@
 """Posteriors in ArviZ's format and on disk, by hand-made weights; it holds with ArviZ 0.23 and 1.x."""
 
+import math
 import os
 
 import arviz as az
@@ -108,6 +109,53 @@ def test_a_batch_has_a_dimension_of_its_own():
         np.testing.assert_array_equal(found["observed_data"]["y"].sel(datum=datum), y[datum])
 
 
+@pytest.mark.parametrize("batch", [(3,), (3, 2)], ids=["of one datum", "of two data"])
+def test_runs_are_chains(batch):
+    posterior, y = made(batch=batch), np.arange(2.0 * math.prod(batch[1:])).reshape(*batch[1:], 2)
+    found = groups(posterior.to_arviz(key=jax.random.key(5), observed={"y": y}, chains=True))
+    assert found["posterior"]["x"].dims == ("chain", "draw", *["datum"] * (len(batch) - 1), "event_0")
+    np.testing.assert_array_equal(found["observed_data"]["y"], y)
+    for run in range(3):
+        part = jax.tree.map(lambda leaf, run=run: leaf[run], posterior)
+        alone = groups(part.to_arviz())
+        for group in ("sample_stats", "particles", "steps", "evidence"):
+            xr.testing.assert_identical(found[group].sel(chain=run, drop=True), alone[group])
+        x, level = (found["posterior"][name].sel(chain=run) for name in ("x", "noise.level"))
+        np.testing.assert_array_equal(level, x.isel(event_0=0) - 1)
+        assert np.isin(x, alone["particles"]["x"]).all()
+        count = (x.values[:, None] == np.asarray(part.samples).swapaxes(0, -2)).all(-1).sum(0)
+        assert np.abs(count - NUM * np.asarray(part.weight).T).max() < 1
+
+
+def test_arviz_sets_runs_against_each_other():
+    posterior = made(1000, batch=(4,), scale=0.3)
+    agree = az.summary(posterior.to_arviz(chains=True), round_to="none")["r_hat"].astype(float)
+    apart = Posterior(**{**vars(posterior), "samples": posterior.samples.at[2].add(1.0)})
+    differ = az.summary(apart.to_arviz(chains=True), round_to="none")["r_hat"].astype(float)
+    assert (agree < 1.02).all()
+    assert (differ[["x[0]", "x[1]"]] > 1.05).all()
+    assert (differ.drop(["x[0]", "x[1]"]) < 1.02).all()
+
+
+def test_latent_variables_may_be_called_as_dimensions_and_as_each_other(tmp_path):
+    """None is lost, and each says the name that it has in the program."""
+    names = ["draw", "chain", "particle", "datum", "t", "x", "log_weight", "event", "sigma_0", "sigma", "a/b", "a.b"]
+    x = RNG.normal(size=(len(names), 40, 3))
+    values = {n: jnp.asarray(v[:, 0] if n in ("sigma_0", "draw") else v) for n, v in zip(names, x, strict=True)}
+    posterior = Posterior(**{**vars(made(40)), "latents": values})
+    posterior.save(tmp_path / "posterior.nc")
+    for data in (posterior.to_arviz(), az.from_netcdf(str(tmp_path / "posterior.nc"))):
+        found = groups(data)
+        for group in ("posterior", "particles"):
+            said = {v.attrs["long_name"].removeprefix("the latent variable "): v for v in found[group].values()}
+            assert set(names) < set(said)
+            assert all(said[name].sizes.get(f"{said[name].name}_0", 1) in (1, 3) for name in names)
+        for name in names:
+            np.testing.assert_array_equal(said[name], values[name])
+        assert found["particles"]["sigma_0"].dims == ("particle",)
+        assert (said["a/b"].name, said["a.b"].name, said["draw"].name) == ("a.b", "a.b_", "draw_")
+
+
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "two"])
 def test_netcdf_gives_back_what_was_saved(batch, tmp_path):
     posterior, y = made(batch=batch), np.ones((*batch, 2), bool)
@@ -138,8 +186,10 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
 def test_errors_of_the_caller_are_told():
     with pytest.raises(ValueError, match=r"one posterior, or a batch of one axis; got one of shape \(2, 2\)"):
         made(30, batch=(2, 2)).to_arviz()
-    with pytest.raises(ValueError, match="called neither x nor log_weight; got x"):
-        made(latent="x").to_arviz()
+    with pytest.raises(ValueError, match=r"two axes, runs and data; got one of shape \(2, 2, 2\)"):
+        made(30, batch=(2, 2, 2)).to_arviz(chains=True)
+    with pytest.raises(ValueError, match="to be chains; got one posterior"):
+        made(30).to_arviz(chains=True)
     with pytest.raises(ValueError, match=r"'y', of shape \(3, 2\); got \(2,\)"):
         made(batch=(3,)).to_arviz(observed={"y": np.zeros(2)})
     with pytest.raises(ValueError, match="`num` to be at least 1; got 0"):
