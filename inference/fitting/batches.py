@@ -1,6 +1,5 @@
 """Minibatches: the batch of an iteration, a function of a random key and the iteration, drawn in a compiled loop."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,13 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
-
-
-def called(program: Callable[..., Any], batch: Any, *args: Any) -> Any:
-    """Runs a program on a batch as it takes it: an array, the parts of a tuple, or those of a dictionary by name."""
-    if isinstance(batch, dict):
-        return program(*args, **batch)
-    return program(*batch, *args) if isinstance(batch, tuple) else program(batch, *args)
 
 
 class Batches(Protocol):
