@@ -131,6 +131,12 @@ def test_a_context_that_is_not_there_or_not_asked_for(given, run, tmp_path):
         dpm("evaluate", run_dir, "--out", tmp_path, "--data", tmp_path / "data.npz"),
         "Expected arrays of one length, one entry for each datum, in",
     )
+    for of, message in (
+        ("c * np.nan", "finite"),
+        ("c[:300]", "to have batch shape () or (300,)"),
+    ):
+        (tmp_path / "wrong.py").write_text(GIVEN.replace('"c": c,', f'"c": {of},'))
+        assert_error(dpm("fit", tmp_path / "wrong.py", "--run-dir", tmp_path / "wrong"), message)
     np.save(tmp_path / "c.npy", np.zeros((3, 2)))
     given = ("sample", run[0], "--out", tmp_path, "--context", tmp_path / "c.npy")
     assert_error(dpm(*given), "Expected no --context, as the program's data have nothing beside them")
