@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from dpm_ppl.data import drawn_beside
 from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.statements import Statement
 from dpm_ppl.tracing import trace_quietly, trace_shapes
@@ -31,11 +33,15 @@ class Program:
         name: Its name in models/, or the absolute path of a user's own file: either loads it again.
         path: The file.
         summary: First line of the file's docstring.
-        model: `model(x0=None, size=1)`, the reverse chain; returns x0 of shape (size, *event).
-        guide: `guide(x0)`, the forward chain.
-        data: Returns the data: a NumPyro distribution, or an array of shape (num_data, *event).
+        model: `model(x0=None, size=1)`, the reverse chain; returns x0 of shape (size, *event). Of data in parts it
+            gets each part, those of a dictionary by name: `model(c, x0=None)`, and generates a datum for each c.
+        guide: `guide(x0)`, the forward chain; of data in parts, of the same.
+        data: Returns the data: a NumPyro distribution; an array of shape (num_data, *event); or in parts, a datum and
+            what is given beside it: a tuple or dictionary of arrays of one length (for a distribution beside arrays see
+            `dpm_ppl.data.drawn_beside`), or a distribution whose draws are such, as a simulator's may be.
         diffusion: Declares parameters and returns a `Diffusion`; None where the program is more than one chain of its
             data, or none: its file has no `diffusion` that is called without arguments.
+        conditional: `diffusion` where it takes one argument, what is given beside each datum; else None.
         recipe: Keyword arguments for `dpm_ppl.inference.fit`; empty where the file has none.
         held_out: Returns data to evaluate on, which are not fitted; None where the file has no `held_out`.
     """
@@ -45,10 +51,11 @@ class Program:
     summary: str
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    data: Callable[[], dist.Distribution | Array | np.ndarray]
+    data: Callable[[], Any]
     diffusion: Callable[[], Diffusion] | None = None
+    conditional: Callable[[Any], Diffusion] | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    held_out: Callable[[], dist.Distribution | Array | np.ndarray] | None = None
+    held_out: Callable[[], Any] | None = None
 
 
 def program_of(name: str, path: Path, module: ModuleType) -> Program:
@@ -63,7 +70,7 @@ def program_of(name: str, path: Path, module: ModuleType) -> Program:
         if hasattr(module, part) and not callable(getattr(module, part)):
             kind = type(getattr(module, part)).__name__
             raise TypeError(f"Expected `{part}` in {path} to be a function; got {kind}.")
-    recipe = getattr(module, "recipe", {})
+    recipe, diffusion = getattr(module, "recipe", {}), getattr(module, "diffusion", None)
     if not isinstance(recipe, Mapping):
         raise TypeError(f"Expected `recipe` in {path} to be a dict of options of fit; got {type(recipe).__name__}.")
     return Program(
@@ -73,32 +80,38 @@ def program_of(name: str, path: Path, module: ModuleType) -> Program:
         model=module.model,
         guide=module.guide,
         data=lambda: _data("data", module.data, path),
-        diffusion=_chain(getattr(module, "diffusion", None)),
+        diffusion=diffusion if takes(diffusion) else None,
+        conditional=diffusion if not takes(diffusion) and takes(diffusion, None) else None,
         recipe=recipe,
         held_out=(lambda: _data("held_out", module.held_out, path)) if hasattr(module, "held_out") else None,
     )
 
 
-def _chain(diffusion: Callable[..., Any] | None) -> Callable[[], Diffusion] | None:
-    """A program's `diffusion`; None where it takes arguments, a label for instance, and so is one of several chains."""
-    if diffusion is None:
-        return None
+def takes(function: Any, *args: Any) -> bool:
+    """Whether a function can be called with these arguments; what is none cannot."""
     try:
-        inspect.signature(diffusion).bind()
+        inspect.signature(function).bind(*args)
     except TypeError:
-        return None
-    return diffusion
+        return False
+    return True
 
 
-def _data(name: str, data: Any, path: Path) -> dist.Distribution | Array | np.ndarray:
+def called(program: Callable[..., Any], batch: Any, *args: Any) -> Any:
+    """Runs a program on a batch as it takes it: an array, the parts of a tuple, or those of a dictionary by name."""
+    if isinstance(batch, dict):
+        return program(*args, **batch)
+    return program(*batch, *args) if isinstance(batch, tuple) else program(batch, *args)
+
+
+def _data(name: str, data: Any, path: Path) -> Any:
     if callable(data) and not isinstance(data, dist.Distribution):  # a distribution is callable too: it would draw
         data = data()
-    if not isinstance(data, dist.Distribution | Array | np.ndarray):
+    if not isinstance(data, dist.Distribution | Array | np.ndarray | tuple | dict):
         raise TypeError(
-            f"Expected `{name}` in {path} to be a NumPyro distribution or an array of shape (num_data, *event), or a "
-            f"function that returns one; got {type(data).__name__}."
+            f"Expected `{name}` in {path} to be a NumPyro distribution or an array of shape (num_data, *event), a "
+            f"tuple or dictionary of such, or a function that returns one; got {type(data).__name__}."
         )
-    return data
+    return drawn_beside(data, name=name)
 
 
 def instantiate(definition: Definition, params: Mapping[str, Any], *, context: Any = None) -> Diffusion:
@@ -219,7 +232,7 @@ class Declared:
 
 
 @dataclass(eq=False)
-class _Reader(Messenger):
+class Reader(Messenger):
     """Reads chain statements instead of running them, and notes where parameters are declared."""
 
     where: str
@@ -232,6 +245,7 @@ class _Reader(Messenger):
         super().__init__()
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Notes a chain, which is not run; every other message passes."""
         if msg["type"] in ("forward_chain", "reverse_chain"):
             self.statements.append(Declared(self.where, msg["statement"]))
             msg["fn"] = _unread if msg["type"] == "forward_chain" else _stand_in
@@ -254,16 +268,16 @@ def read(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     definition: Callable[[], Diffusion] | None,
-    x0: Array,
+    batch: Any,
     params: Mapping[str, Any],
 ) -> tuple[list[Declared], dict[str, Any], set[str], bool]:
     """Runs a program under the reader.
 
     Args:
-        model: The model.
-        guide: The guide.
-        definition: `diffusion()`, or None.
-        x0: Data.
+        model: The model, of a batch (see `called`).
+        guide: The guide, of the same.
+        definition: `diffusion()`, or None; one of a context with that of the batch put in.
+        batch: Data, in their parts.
         params: Parameters to put in; those not among them start as the program says.
 
     Returns:
@@ -275,12 +289,12 @@ def read(
     looped: set[str] = set()
     scans = False
     drawn: dict[str, Any] = {}
-    runs: list[tuple[str, Callable[[], Any]]] = [("guide", lambda: guide(x0)), ("model", lambda: model(x0))]
+    runs: list[tuple[str, Callable[[], Any]]] = [("guide", partial(guide, batch)), ("model", partial(model, batch))]
     if definition is not None:
         runs.append(("diffusion()", definition))
     for i, (where, run) in enumerate(runs):
         values = {**params, **{name: site["value"] for name, site in sites.items()}}
-        reader = _Reader(where)
+        reader = Reader(where)
         with handlers.block(), handlers.trace() as trace, reader:
             # The same names mean the same values, as in SVI.
             with handlers.substitute(data=values), handlers.seed(rng_seed=i), handlers.replay(trace=drawn):
@@ -288,21 +302,22 @@ def read(
         if where == "guide":
             drawn = {name: site for name, site in trace.items() if site["type"] == "sample"}
         if where == "diffusion()":
-            reader.statements.append(Declared(where, Statement(where, result, None)))
+            known = result if result.context is None else result.of_batch(np.shape(jax.tree.leaves(batch)[0])[:1])
+            reader.statements.append(Declared(where, Statement(where, known, None)))
         statements += reader.statements
         sites |= {name: site for name, site in trace.items() if site["type"] == "param" and name not in sites}
         looped, scans = looped | reader.looped, scans or reader.scans
     return statements, sites, looped, scans
 
 
-def plain_sites(model: Callable[..., Any], guide: Callable[..., Any], x0: Array, params: Mapping[str, Any]) -> Sites:
+def plain_sites(model: Callable[..., Any], guide: Callable[..., Any], batch: Any, params: Mapping[str, Any]) -> Sites:
     """Sites of the plain guide and model by name, run on shapes alone; what they hold is known, but no values."""
     sites: Sites = {}
 
     def run(key: Array) -> None:
         with handlers.block(), handlers.substitute(data=dict(params)), handlers.seed(rng_seed=key):
-            sites["guide"] = dict(handlers.trace(guide).get_trace(x0))
-            sites["model"] = dict(handlers.trace(handlers.replay(model, trace=sites["guide"])).get_trace(x0))
+            sites["guide"] = dict(handlers.trace(guide).get_trace(batch))
+            sites["model"] = dict(handlers.trace(handlers.replay(model, trace=sites["guide"])).get_trace(batch))
 
     jax.eval_shape(run, jax.random.key(0))
     return sites

@@ -3,16 +3,16 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
-import numpyro.distributions as dist
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
-from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, save_figure
+from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, read_arrays, save_figure
 from dpm_ppl.commands.held_out import Evaluated
-from dpm_ppl.commands.run import Force, Model, RunDir, open_run
+from dpm_ppl.commands.run import Force, Model, Run, RunDir, open_run
+from dpm_ppl.data import num_data_of
 from dpm_ppl.inference.records import write_json
 from dpm_ppl.inference.samples.discriminator import FEWEST
 
@@ -27,7 +27,10 @@ def evaluate(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Data to evaluate on, (num_data, *event); by default held out or fresh.", metavar="FILE.npy"),
+        typer.Option(
+            help="Data to evaluate on, (num_data, *event), or a .npz of their parts; by default held out or fresh.",
+            metavar="FILE.npy",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     out: Out = None,
@@ -44,10 +47,11 @@ def evaluate(
         run, key = open_run(run_dir, model=model, force=force), jax.random.key(seed)
         names = ["likelihood.nc", "evaluation.json", "evaluation.png"]
         directory = free_directory(run_dir, out, names, overwrite=overwrite)
-        given = run.evaluated if data is None else Evaluated(read_array(data, "--data"), f"data of {data.name}")
-        if discriminator and not isinstance(given.data, dist.Distribution) and len(given.data) < FEWEST:
+        given = run.evaluated if data is None else Evaluated(_read(data, run), f"data of {data.name}")
+        num_given = num_data_of(given.data)
+        if discriminator and num_given is not None and num_given < FEWEST:
             raise ValueError(
-                f"Expected at least {FEWEST} data for --discriminator; got {len(given.data)} of {given.called}. --data "
+                f"Expected at least {FEWEST} data for --discriminator; got {num_given} of {given.called}. --data "
                 "FILE.npy takes others."
             )
         started = time.monotonic()
@@ -77,3 +81,12 @@ def evaluate(
             written += [path.name for path in save_figure(directory / "evaluation.png", draw)]
         typer.echo(table(figures))
         typer.echo(", ".join(str(directory / name) for name in written))
+
+
+def _read(path: Path, run: Run) -> Any:
+    """The data in a file, in the parts that the program's have."""
+    parts = run.parts
+    if not parts.names:
+        return read_array(path, "--data")
+    arrays = read_arrays(path, "--data", [parts.datum_name, *parts.context_names])
+    return parts.batch(arrays[parts.datum_name], parts.from_names(arrays))

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-import numpyro.distributions as dist
 import typer
 
 from dpm_ppl import inference
@@ -16,8 +15,10 @@ from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import split
+from dpm_ppl.data import draw, num_data_of
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.records import write_json
+from dpm_ppl.parts import parts_of
 from dpm_ppl.programs import Program
 from dpm_ppl.tracing import trace_quietly
 
@@ -34,9 +35,7 @@ def fit(
     ] = False,
     held_out: Annotated[
         float | None,
-        typer.Option(
-            help="Share of an array of data that is kept back to evaluate on; by default a tenth, 0 for none."
-        ),
+        typer.Option(help="Share of arrays of data that is kept back to evaluate on; by default a tenth, 0 for none."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Resume though the program was edited.")] = False,
 ) -> None:
@@ -55,12 +54,13 @@ def fit(
         recipe = _recipe(program, data)
         if iterations is not None:
             recipe["num_iterations"] = iterations
+        num_all, num_fitted, num_kept = (num_data_of(some) for some in (all_data, data, evaluated.data))
         if data is all_data:
             del noted["held_out"]
         else:
-            recipe["batch_size"] = min(recipe["batch_size"], len(data))
+            recipe["batch_size"] = min(recipe["batch_size"], num_fitted)
             typer.echo(
-                f"{len(evaluated.data):,} of {len(all_data):,} data are held out, drawn by the seed, to evaluate on; "
+                f"{num_kept:,} of {num_all:,} data are held out, drawn by the seed, to evaluate on; "
                 "--held-out 0 fits all."
             )
         programs_and_data = (program.model, program.guide, data)
@@ -89,7 +89,7 @@ def fit(
         except ValueError as error:
             if data is all_data or "to have the full size" not in str(error):
                 raise
-            raise ValueError(f"{error} With --held-out 0 all {len(all_data):,} data are fitted.") from error
+            raise ValueError(f"{error} With --held-out 0 all {num_all:,} data are fitted.") from error
 
 
 def _noted(program: Program, run_dir: Path, *, seed: int, held_out: float | None, resume: bool) -> dict[str, Any]:
@@ -122,10 +122,12 @@ def _recipe(program: Program, data: Any) -> dict[str, Any]:
         raise ValueError(
             f"Expected `recipe` in {program.path} to hold some of {', '.join(options)}; got {', '.join(unknown)}."
         )
-    num_data = 256 if isinstance(data, dist.Distribution) or data.ndim == 0 else len(data)
-    batch_size = max(1, min(256, num_data))  # of no data at all, `fit` says so
+    num_data = num_data_of(data)
+    batch_size = max(1, min(256, 256 if num_data is None else num_data))  # of no data at all, `fit` says so
     chosen: dict[str, Any] = {"num_iterations": 5000, "batch_size": batch_size}
-    if program.diffusion is not None:
-        num_terms = trace_quietly(program.diffusion)[0].num_steps - 1
+    parts = parts_of(program, data)
+    if parts.definition is not None:
+        given = parts.beside_batch(draw(data, key=jax.random.key(0), num_data=1) if parts.given else None)
+        num_terms = trace_quietly(parts.definition, *given.values())[0].num_steps - 1
         chosen["num_steps_sampled"] = min(8, num_terms) or None
     return {**chosen, **program.recipe}

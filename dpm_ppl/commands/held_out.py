@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
-import numpyro.distributions as dist
 
+from dpm_ppl.data import num_data_of
 from dpm_ppl.programs import Program
 
 FEWEST = 20  # of fewer data none are kept back
@@ -16,7 +17,7 @@ class Evaluated:
     """Data to evaluate on.
 
     Args:
-        data: A distribution, or an array of shape (num_data, *event).
+        data: A distribution, or an array of shape (num_data, *event), or a tuple or dictionary of arrays.
         called: What they are, in words: "fresh data", "held-out data" or "training data".
     """
 
@@ -30,7 +31,7 @@ def split(program: Program, data: Any, *, share: float, seed: int) -> tuple[Any,
     Args:
         program: The program.
         data: All of its data.
-        share: The share of an array that is kept back, drawn by `seed`; of fewer than 20 data none is.
+        share: The share of arrays that is kept back, drawn by `seed`; of fewer than 20 data none is.
         seed: The seed.
 
     Raises:
@@ -40,11 +41,14 @@ def split(program: Program, data: Any, *, share: float, seed: int) -> tuple[Any,
         raise ValueError(f"Expected --held-out, the share of the data that is kept back, in [0, 1); got {share:g}.")
     if program.held_out is not None:
         return data, Evaluated(program.held_out(), "held-out data")
-    if isinstance(data, dist.Distribution):
+    num_data = num_data_of(data)
+    if num_data is None:
         return data, Evaluated(data, "fresh data")
-    num_data = len(data) if np.ndim(data) else 0
     num_kept = round(share * num_data)
     if num_data < FEWEST or num_kept == 0:
         return data, Evaluated(data, "training data")
-    rows = np.random.default_rng(seed).permutation(num_data)
-    return data[np.sort(rows[num_kept:])], Evaluated(data[np.sort(rows[:num_kept])], "held-out data")
+    order = np.random.default_rng(seed).permutation(num_data)
+    fitted, kept = (
+        jax.tree.map(lambda leaf, rows=rows: leaf[np.sort(rows)], data) for rows in (order[num_kept:], order[:num_kept])
+    )
+    return fitted, Evaluated(kept, "held-out data")

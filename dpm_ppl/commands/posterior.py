@@ -11,10 +11,10 @@ import numpy as np
 import typer
 
 from dpm_ppl.commands.errors import clear_errors
-from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, save_figure
+from dpm_ppl.commands.files import Context, Out, Overwrite, free_directory, read_array, read_context, save_figure
 from dpm_ppl.commands.run import Force, Model, RunDir, open_run
 from dpm_ppl.inference.records import write_json
-from dpm_ppl.programs import instantiate
+from dpm_ppl.parts import Parts
 
 
 def posterior(
@@ -28,6 +28,7 @@ def posterior(
         Path | None,
         typer.Option(help="Which coordinates are observed: without --noise, exactly.", metavar="FILE.npy"),
     ] = None,
+    context: Context = None,
     particles: Annotated[int, typer.Option(min=2, help="Particles of each datum.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     out: Out = None,
@@ -43,20 +44,21 @@ def posterior(
 
     with clear_errors():
         run = open_run(run_dir, model=model, force=force)
-        program, params = run.program, run.params
-        if program.diffusion is None:
+        program, params, parts = run.program, run.params, run.parts
+        if parts.definition is None:
             raise ValueError(
                 f"Expected a program with `diffusion`, one chain of its data; {program.path.stem} has none. Condition "
                 "it in a program of your own, and give that to dpm_ppl.inference.smc."
             )
-        diffusion = instantiate(program.diffusion, params)
+        diffusion = parts.among(run.data, params)
         support, event_shape = diffusion.kernel.stationary().support, tuple(diffusion.event_shape)
         observed = read_observation(observe, mask=mask, noise=noise, event_shape=event_shape, support=support)
+        given = _beside(read_context(context, parts), parts, num_data=len(observed.y))
         names = [f"posterior.{kind}" for kind in ("nc", "json", "png")]
         directory = free_directory(run_dir, out, names, overwrite=overwrite)
         key, prior_key = jax.random.split(jax.random.key(seed))
         started = time.monotonic()
-        batch = _sample(observed, program.diffusion, params, num_particles=particles, key=key)
+        batch = _sample(observed, parts, params, given, num_particles=particles, key=key)
         each = _each(batch)
         about = {
             "model": run.name,
@@ -73,14 +75,14 @@ def posterior(
         typer.echo(table(figures))
 
         def draw() -> Any:
-            plane = is_plane(event_shape, support)
+            shared = is_plane(event_shape, support) and (given is None or len(observed.y) == 1)  # one prior of all
             return posterior_figure(
                 each[:MOST_SHOWN],
                 y=observed.y,
                 known=observed.known,
                 support=support,
                 noise=noise,
-                prior=draws(program, params, key=prior_key, num_samples=2000) if plane else None,
+                prior=draws(parts, params, key=prior_key, num_samples=2000, context=given) if shared else None,
                 names=[headline(row) for row in figures["data"]],
                 title=f"{program.path.stem}: {observed.text}",
             )
@@ -89,7 +91,22 @@ def posterior(
         typer.echo(", ".join(map(str, [*written, *save_figure(directory / "posterior.png", draw)])))
 
 
-def _sample(observed: "Observation", diffusion: Callable[[], Any], params: Any, *, num_particles: int, key: Any) -> Any:
+def _beside(context: Any, parts: Parts, *, num_data: int) -> Any:
+    """A context for each observed datum: one for each, or one that all share; None where the program takes none."""
+    if not parts.given:
+        return None
+    if context is None:
+        raise ValueError(
+            f"Expected --context FILE.npz with {', '.join(parts.context_names)}, what is given beside each datum; "
+            "got none."
+        )
+    num = len(jax.tree.leaves(context)[0])
+    if num not in (1, num_data):
+        raise ValueError(f"Expected a context for each of {num_data} observed data, or one for all; got {num}.")
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_data, *leaf.shape[1:])), context)
+
+
+def _sample(observed: "Observation", parts: Parts, params: Any, context: Any, *, num_particles: int, key: Any) -> Any:
     """The posteriors of all data as one batch, made in blocks of one size, so that memory stays the same."""
     import jax
     import jax.numpy as jnp
@@ -98,14 +115,16 @@ def _sample(observed: "Observation", diffusion: Callable[[], Any], params: Any, 
 
     from dpm_ppl.inference import smc
 
-    run = jax.vmap(smc(observed.program(diffusion), "x", params=params, num_particles=num_particles))
+    definition: Any = parts.definition
+    run = jax.vmap(smc(observed.program(definition), "x", params=params, num_particles=num_particles))
     num_data = len(observed.y)
     size = max(1, min(num_data, 2**21 // (num_particles * observed.known.size)))
     keys = jax.random.split(key, num_data)
     blocks = []
     for first in tqdm(range(0, num_data, size), desc="posterior", unit="block", delay=2, leave=False):
         rows = np.minimum(np.arange(first, first + size), num_data - 1)  # the last block is filled up
-        blocks.append(jax.tree.map(np.asarray, run(keys[rows], jnp.asarray(observed.y[rows]))))
+        beside = () if context is None else (jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), context),)
+        blocks.append(jax.tree.map(np.asarray, run(keys[rows], jnp.asarray(observed.y[rows]), *beside)))
         for row, one in zip(rows, _each(blocks[-1]), strict=True):
             try:
                 one.check()
@@ -137,16 +156,16 @@ class Observation:
     noise: float | None
     binary: bool
 
-    def program(self, diffusion: Callable[[], Any]) -> Callable[[Any], None]:
-        """The program of one datum, with y of shape (*event) as its argument: the chain, and this observed of it."""
+    def program(self, diffusion: Callable[..., Any]) -> Callable[..., None]:
+        """The program of one datum, of y of shape (*event) and its context if any: the chain, this observed of it."""
         import jax.numpy as jnp
         import numpyro
         import numpyro.distributions as dist
 
         from dpm_ppl.statements import reverse_chain
 
-        def conditioned(y: Any) -> None:
-            x0 = reverse_chain("x", diffusion())
+        def conditioned(y: Any, *context: Any) -> None:
+            x0 = reverse_chain("x", diffusion(*context))
             if self.noise is None:
                 law: Any = dist.Delta(x0)
             elif self.binary:

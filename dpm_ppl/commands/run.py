@@ -13,7 +13,8 @@ from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import Evaluated, split
 from dpm_ppl.data import fresh_data
 from dpm_ppl.inference import load_params, read_run
-from dpm_ppl.programs import Program
+from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.programs import Program, called
 
 RunDir = Annotated[Path, typer.Argument(help="Directory of a fit.", metavar="DIR")]
 Model = Annotated[
@@ -29,7 +30,8 @@ class Run:
     Args:
         name: What its program was called.
         program: The program, as it was when it was fitted.
-        data: All of its data, a distribution or an array.
+        data: All of its data, as the program has them.
+        parts: Which of their parts is the datum, and what is given beside it.
         noted: What tells the run from others.
         params: Its parameters, averaged, as `dpm_ppl.inference.load_params` gives them.
     """
@@ -37,6 +39,7 @@ class Run:
     name: str
     program: Program
     data: Any
+    parts: Parts
     noted: dict[str, Any]
     params: dict[str, Any]
 
@@ -82,27 +85,30 @@ def open_run(run_dir: Path, *, model: str | None = None, force: bool = False) ->
     if changed := edited_since(run_dir, None if model is None else program.path):
         used = "the program is as it was then; --model takes another" if model is None else "--model takes it as it is"
         typer.echo(f"Note: {', '.join(changed)} changed since the fit; {used}.", err=True)
-    return Run(Path(before).name, program, data, noted, fitted_params(run_dir, program, data))
+    parts = parts_of(program, data)
+    return Run(Path(before).name, program, data, parts, noted, fitted_params(run_dir, program, data, parts=parts))
 
 
-def fitted_params(run_dir: Path, program: Program, data: Any) -> dict[str, Any]:
+def fitted_params(run_dir: Path, program: Program, data: Any, *, parts: Parts | None = None) -> dict[str, Any]:
     """Parameters of a run, averaged: of `diffusion` where the program has one, and else of model and guide together.
 
     Args:
         run_dir: Directory of the fit.
         program: The program that was fitted.
         data: Its data, of which one is enough to see what it declares.
+        parts: Their parts, by default read off the program.
 
     Returns:
         Values by name, as `dpm_ppl.inference.load_params` gives them.
     """
-    if program.diffusion is not None:
-        return load_params(run_dir, program.diffusion)
-    x0 = fresh_data(data, key=jax.random.key(0), num_data=1)[:1]
+    parts = parts_of(program, data) if parts is None else parts
+    batch = jax.tree.map(lambda leaf: leaf[:1], fresh_data(data, key=jax.random.key(0), num_data=1))
+    if parts.definition is not None:
+        return load_params(run_dir, parts.definition, *parts.beside_batch(batch).values())
 
     def declarations() -> None:
         with handlers.block(hide_fn=lambda site: site["type"] != "param"), handlers.seed(rng_seed=0):
-            program.model(x0)
-            program.guide(x0)
+            called(program.model, batch)
+            called(program.guide, batch)
 
     return load_params(run_dir, declarations)

@@ -14,7 +14,7 @@ def affordable(diffusion: Diffusion, *, seconds: float, least: int, most: int) -
     It counts operations and takes no time, so that the same program is always evaluated on as many data.
 
     Args:
-        diffusion: The diffusion.
+        diffusion: The diffusion, with a context beside that of a few data.
         seconds: What to spend.
         least: Result at least.
         most: Result at most.
@@ -24,7 +24,8 @@ def affordable(diffusion: Diffusion, *, seconds: float, least: int, most: int) -
     """
     if diffusion.num_steps == 1:
         return most
-    batch = 16
+    context = jax.tree.leaves(diffusion.context)
+    batch = len(context[0]) if context else 16
     dtype = diffusion.kernel.stationary().sample(jax.random.key(0)).dtype
     x = jax.ShapeDtypeStruct((batch, *diffusion.event_shape), dtype)
     lowered = jax.jit(lambda x, t: diffusion.reverse(x, t).log_prob(x)).lower(x, jax.ShapeDtypeStruct((), jnp.int32))

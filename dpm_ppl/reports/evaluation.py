@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,8 @@ from dpm_ppl.inference import (
 )
 from dpm_ppl.inference.psis import FEW_PARTICLES, GOOD_KHAT
 from dpm_ppl.kernels.kernel import has_marginal
-from dpm_ppl.programs import Program, instantiate
+from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.programs import Program, called
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.numbers import explained, in_bits, known_or_none, with_error
 from dpm_ppl.reports.objective import NO_LIKELIHOOD, has_likelihood
@@ -291,7 +293,7 @@ def evaluate_program(
     Args:
         program: The program.
         params: Its parameters.
-        data: Its data, a distribution or an array.
+        data: Its data, as `dpm_ppl.programs.Program` has them; each datum is scored given its own context.
         num_particles: Trajectories, or draws of the guide, of each datum.
         num_data: How many data; None for what takes a minute or two.
         about: What else to report, put first.
@@ -300,12 +302,14 @@ def evaluate_program(
     Returns:
         The numbers and the records; of a program that scores no data, such as a GAN, the reason alone.
     """
-    of = _of_chain if program.diffusion is not None else _of_whole_program
-    return of(program, params, data, num_particles=num_particles, num_data=num_data, about=about, key=key)
+    parts = parts_of(program, data)
+    of = _of_chain if parts.definition is not None else _of_whole_program
+    return of(program, parts, params, data, num_particles=num_particles, num_data=num_data, about=about, key=key)
 
 
 def _of_chain(
     program: Program,
+    parts: Parts,
     params: Mapping[str, Any],
     data: Any,
     *,
@@ -314,26 +318,27 @@ def _of_chain(
     about: Mapping[str, Any],
     key: Array,
 ) -> Evaluated:
-    definition: Any = program.diffusion
-    diffusion, keys = instantiate(definition, params), jax.random.split(key, 5)
+    definition: Any = parts.definition
+    diffusion, keys = parts.among(data, params), jax.random.split(key, 5)
     if num_data is None:
         trajectories = affordable(diffusion, seconds=300, least=num_particles, most=10**9)
         num_data = max(10, min(500, trajectories // num_particles))
-    given: dict[str, Any] = {"params": params, "num_particles": num_particles}
-    x0 = fresh_data(data, key=keys[0], num_data=num_data)
-    terms = bound(definition, x0, params=params, key=keys[1], num_samples=min(num_particles, 100))
+    batch = fresh_data(data, key=keys[0], num_data=num_data)
+    x0, beside = parts.x0(batch), parts.beside_batch(batch)
+    given: dict[str, Any] = {"params": params, "num_particles": num_particles, **beside}
+    terms = bound(definition, x0, params=params, key=keys[1], num_samples=min(num_particles, 100), **beside)
     likelihood = log_likelihood(definition, x0, key=keys[2], **given)
     simulated = sandwich(definition, key=keys[3], num_data=len(x0), **given)
     work, entropies = dissipated_work(simulated), None
     if diffusion.num_steps > 1 and has_marginal(diffusion.kernel):
         num_states = max(1, min(num_particles, 20_000 // len(x0)))
-        entropies = entropy_bounds(definition, x0, params=params, key=keys[4], num_samples=num_states)
-    limit = entropy_limit(data, x0)
+        entropies = entropy_bounds(definition, x0, params=params, key=keys[4], num_samples=num_states, **beside)
+    limit = entropy_limit(parts.alone(data), x0)
     figures = evaluation(
         *(likelihood, simulated, work),
         bound=terms.summary(),
         limit=limit,
-        data_log_density=log_density(data, x0),
+        data_log_density=log_density(parts.alone(data), x0),
         about=about,
     )
     return Evaluated(figures, likelihood, simulated, work, entropies, limit, terms.K)
@@ -341,6 +346,7 @@ def _of_chain(
 
 def _of_whole_program(
     program: Program,
+    parts: Parts,
     params: Mapping[str, Any],
     data: Any,
     *,
@@ -351,12 +357,14 @@ def _of_whole_program(
 ) -> Evaluated:
     """The same of a program that is no single chain, from the weights of its guide; of a GAN, that it has none."""
     keys = jax.random.split(key, 2)
-    x0 = fresh_data(data, key=keys[0], num_data=num_data or 200)
-    if not has_likelihood(program, x0):
+    batch = fresh_data(data, key=keys[0], num_data=num_data or 200)
+    if not has_likelihood(program, batch):
         return Evaluated({**about, "trusted": None, "verdict": [NO_LIKELIHOOD]})
     given: dict[str, Any] = {"params": params, "key": keys[1], "num_particles": num_particles}
-    likelihood = Likelihood(importance_weights(program.model, program.guide, x0, **given), np.zeros(0))
-    limit, log_densities = entropy_limit(data, x0), log_density(data, x0)
+    programs = partial(called, program.model), partial(called, program.guide)
+    likelihood = Likelihood(importance_weights(*programs, batch, **given), np.zeros(0))
+    alone, x0 = parts.alone(data), parts.x0(batch)
+    limit, log_densities = entropy_limit(alone, x0), log_density(alone, x0)
     elbo = in_bits("elbo_bits", likelihood.elbo)
     figures = evaluation(likelihood, bound=elbo, limit=limit, data_log_density=log_densities, about=about)
     return Evaluated(figures, likelihood, entropy_limit=limit)

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from dpm_ppl.chains import forward_states, reverse_states
 from dpm_ppl.data import entropy_limit, fresh_data, support_of
 from dpm_ppl.inference import Fit, bound
-from dpm_ppl.programs import Program, instantiate
+from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import fit_figure
 from dpm_ppl.reports.numbers import explained
 from dpm_ppl.reports.objective import objective
-from dpm_ppl.reports.samples import draws, samples_figure
+from dpm_ppl.reports.samples import draws, repeated, samples_figure
 
 
 def metrics(summary: Mapping[str, float], *, limit: float | None, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def report(
 
     Args:
         program: The program.
-        data: Its data, a distribution or an array.
+        data: Its data, as `dpm_ppl.programs.Program` has them.
         fitted: The fit.
         about: What else to report, put first.
         key: Random key.
@@ -110,21 +111,23 @@ def report(
     Returns:
         What `metrics.json` holds, and what draws the figure.
     """
-    of = _of_chain if program.diffusion is not None else _of_whole_program
-    return of(program, data, fitted, about=about, key=key)
+    parts = parts_of(program, data)
+    of = _of_chain if parts.definition is not None else _of_whole_program
+    return of(program, parts, data, fitted, about=about, key=key)
 
 
 def _of_chain(
-    program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+    program: Program, parts: Parts, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
 ) -> tuple[dict[str, Any], Callable[[], Figure]]:
-    definition: Any = program.diffusion
+    definition: Any = parts.definition
     keys = jax.random.split(key, 5)
-    diffusion = instantiate(definition, fitted.params)
+    diffusion = parts.among(data, fitted.params)
     num_data = affordable(diffusion, seconds=15, least=16, most=40_000)
-    x0 = fresh_data(data, key=keys[0], num_data=num_data)
-    terms = bound(definition, x0, params=fitted.params, key=keys[1])
+    batch = fresh_data(data, key=keys[0], num_data=num_data)
+    x0 = parts.x0(batch)
+    terms = bound(definition, x0, params=fitted.params, key=keys[1], **parts.beside_batch(batch))
     summary = terms.summary()
-    limit = entropy_limit(data, x0)
+    limit = entropy_limit(parts.alone(data), x0)
 
     times = {0, diffusion.num_steps // 2, diffusion.num_steps}
     # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
@@ -133,10 +136,11 @@ def _of_chain(
     title = f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum"
 
     @jax.jit
-    def states(params: Any, x0: Any) -> Any:
-        diffusion = instantiate(definition, params)
+    def states(params: Any, batch: Any) -> Any:
+        context = parts.context(batch)
+        diffusion = parts.built(params, repeated(context, num_shown))
         reverse = reverse_states(diffusion, key=keys[3], num_samples=num_shown, times=times)
-        return forward_states(diffusion, x0, key=keys[4], times=times), reverse
+        return forward_states(diffusion, parts.x0(batch), key=keys[4], times=times), reverse
 
     def draw() -> Figure:
         forward, reverse = states(fitted.params, fresh_data(data, key=keys[2], num_data=num_shown))
@@ -159,19 +163,20 @@ def _of_chain(
 
 
 def _of_whole_program(
-    program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+    program: Program, parts: Parts, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
 ) -> tuple[dict[str, Any], Callable[[], Figure]]:
     """The same of a program that is no single chain."""
     keys = jax.random.split(key, 3)
-    x0 = fresh_data(data, key=keys[0], num_data=4000)
-    summary = objective(program, fitted.params, x0, key=keys[1])
-    limit = entropy_limit(data, x0) if "elbo_nats" in summary else None
+    batch = fresh_data(data, key=keys[0], num_data=4000)
+    x0 = parts.x0(batch)
+    summary = objective(program, fitted.params, batch, key=keys[1])
+    limit = entropy_limit(parts.alone(data), x0) if "elbo_nats" in summary else None
     figures = metrics(summary, limit=limit, about=about)
 
     def draw() -> Figure:
         return samples_figure(
-            draws(program, fitted.params, key=keys[2], num_samples=2048),
-            support=support_of(data, x0),
+            draws(parts, fitted.params, key=keys[2], num_samples=2048, context=parts.context(batch)),
+            support=support_of(parts.alone(data), x0),
             data=data,
             x0=x0,
             losses=fitted.losses,

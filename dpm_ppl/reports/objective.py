@@ -1,57 +1,62 @@
 """The numbers of a program that is no single chain: its bound where it has one, from the whole of model and guide."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from numpyro.infer import Trace_ELBO
 
+from dpm_ppl.data import num_data_of
 from dpm_ppl.inference.units import in_both_units, mean_and_error
-from dpm_ppl.programs import Program
+from dpm_ppl.parts import parts_of
+from dpm_ppl.programs import Program, called
 from dpm_ppl.tracing import trace_quietly, trace_shapes
 
 NO_LIKELIHOOD = "The program has no likelihood: what it observes when it is fitted is not what it generates."
 
 
-def has_likelihood(program: Program, x0: Any) -> bool:
-    """Whether a program scores data: all that it observes, given x0, are sites that it draws when it generates.
+def has_likelihood(program: Program, batch: Any) -> bool:
+    """Whether a program scores data: all that it observes, given a batch, are sites that it draws when it generates.
 
     A GAN, which observes what is real and what is generated, draws neither. No density is computed.
 
     Args:
         program: The program.
-        x0: Data, shape (num_data, *event).
+        batch: Data, shape (num_data, *event), or their parts.
     """
-    _, scored = trace_shapes(program.model, x0=x0)
-    _, made = trace_shapes(program.model, size=len(x0))
+    parts, num_data = parts_of(program, batch), num_data_of(batch) or 0
+    _, scored = trace_shapes(partial(called, program.model, batch))
+    _, made = trace_shapes(lambda: parts.generate(parts.context(batch), num_data))
     observed = {name for name, site in scored.items() if site["type"] == "sample" and site["is_observed"]}
     drawn = {name for name, site in made.items() if site["type"] == "sample" and not site["is_observed"]}
     return bool(observed) and observed <= drawn
 
 
-def objective(program: Program, params: Any, x0: Any, *, key: Any) -> dict[str, float]:
-    """What a fit raises, the ELBO of a program that has a likelihood, on x0: its mean per datum and its error.
+def objective(program: Program, params: Any, data: Any, *, key: Any) -> dict[str, float]:
+    """What a fit raises, the ELBO of a program that has a likelihood, on data: its mean per datum and its error.
 
     Args:
         program: The program.
         params: Its parameters.
-        x0: Data, shape (num_data, *event), taken in 20 batches.
+        data: Shape (num_data, *event), or in parts, taken in 20 batches.
         key: Random key.
 
     Returns:
         `num_data`; in nats and bits per datum `elbo_bits`, its standard error `elbo_bits_se`, and so on, with
         `objective` for `elbo` where there is no likelihood. The error is that of independent batches.
     """
-    num_batches = min(20, len(x0))
-    size = len(x0) // num_batches
-    batches = np.asarray(x0)[: num_batches * size].reshape(num_batches, size, *np.shape(x0)[1:])
-    _, sites = trace_quietly(program.model, batches[0])
+    num_data: Any = num_data_of(data)
+    num_batches = min(20, num_data)
+    size = num_data // num_batches
+    batches = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i * size :][:size], data) for i in range(num_batches)]
+    _, sites = trace_quietly(partial(called, program.model, batches[0]))
     plates = [site["args"] for site in sites.values() if site["type"] == "plate"]
     num_all = next((whole for whole, part in plates if part == size), size)  # that one loss stands for
 
     @jax.jit
-    def loss(key: Any, x0: Any) -> Any:
-        return Trace_ELBO().loss(key, params, program.model, program.guide, x0)
+    def loss(key: Any, batch: Any) -> Any:
+        return Trace_ELBO().loss(key, params, partial(called, program.model), partial(called, program.guide), batch)
 
     keys = jax.random.split(key, num_batches)
     values = -np.array([float(loss(*given)) for given in zip(keys, batches, strict=True)]) / num_all

@@ -104,7 +104,12 @@ def _draw_histograms(axes: Axes, x: np.ndarray, scale: tuple[float, float], colo
 
 
 def has_drift(diffusion: Diffusion) -> bool:
-    """Whether steps have a mean: a wrapped normal, say, has none. Nothing is computed."""
+    """Whether steps have a mean that all data share: a wrapped normal has none, and beside a context each has its own.
+
+    Nothing is computed.
+    """
+    if diffusion.context is not None:
+        return False
     x = jax.ShapeDtypeStruct((1, *diffusion.event_shape), jnp.result_type(float))
     t = jax.ShapeDtypeStruct((), jnp.int32)
     try:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
@@ -16,7 +17,8 @@ from tqdm import tqdm
 from dpm_ppl.chains import reverse_states
 from dpm_ppl.data import fresh_data, valid_sequences
 from dpm_ppl.inference import coverage, discriminate
-from dpm_ppl.programs import Program, instantiate
+from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import draw_loss
 from dpm_ppl.reports.numbers import known_or_none
@@ -31,30 +33,42 @@ from dpm_ppl.reports.panels import (
 )
 
 
-def draws(program: Program, params: Any, *, key: Any, num_samples: int) -> np.ndarray:
+def draws(parts: Parts, params: Any, *, key: Any, num_samples: int, context: Any = None) -> np.ndarray:
     """Samples x0 of a program, in blocks of one size, each from a key of its own.
 
     Args:
-        program: The program.
+        parts: The program (see `dpm_ppl.parts.parts_of`).
         params: Its parameters.
         key: Random key.
         num_samples: How many; the first ones do not depend on it.
+        context: What is given beside the data, leaves of any number of rows: sample i is beside row i, and after the
+            last beside the first again.
 
     Returns:
         Samples, shape (num_samples, *event).
     """
-    chain, size = program.diffusion, 512
+    chain, size = parts.definition, 512
     if chain is not None:
-        size = affordable(instantiate(chain, params), seconds=10, least=16, most=4096)
+        few = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:16], context)
+        size = affordable(parts.built(params, few), seconds=10, least=16, most=4096)
 
     @jax.jit
-    def draw(params: Any, key: Any) -> Any:
+    def draw(params: Any, key: Any, context: Any) -> Any:
         if chain is not None:
-            return reverse_states(instantiate(chain, params), key=key, num_samples=size)[0]
-        return handlers.seed(handlers.substitute(program.model, data=params), key)(size=size)
+            return reverse_states(parts.built(params, context), key=key, num_samples=size)[0]
+        return parts.generate(context, size, model=handlers.seed(handlers.substitute(parts.model, data=params), key))
 
     blocks = tqdm(range(-(-num_samples // size)), desc="sample", unit="block", delay=2, leave=False)
-    return np.concatenate([np.asarray(draw(params, jax.random.fold_in(key, block))) for block in blocks])[:num_samples]
+    drawn = [
+        np.asarray(draw(params, jax.random.fold_in(key, block), repeated(context, size, first=block * size)))
+        for block in blocks
+    ]
+    return np.concatenate(drawn)[:num_samples]
+
+
+def repeated(context: Any, num: int, *, first: int = 0) -> Any:
+    """Rows `first`, `first + 1`, ... of a context, in all `num`; after its last row the first again."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.arange(first, first + num) % len(leaf)], context)
 
 
 def compare(
@@ -68,6 +82,8 @@ def compare(
 ) -> dict[str, Any]:
     """The discriminator's estimate, the two-sample test and the coverage, on fresh samples and data.
 
+    Beside a context, pairs of datum and context are compared, the samples beside the contexts of the data.
+
     Args:
         program: The program.
         params: Its parameters.
@@ -79,18 +95,26 @@ def compare(
     Returns:
         The numbers of both summaries; one that is not known is None.
     """
-    if program.diffusion is not None:
-        diffusion = instantiate(program.diffusion, params)
-        num_samples = affordable(diffusion, seconds=60, least=1000, most=num_samples)
+    parts = parts_of(program, data)
+    if parts.definition is not None:
+        num_samples = affordable(parts.among(data, params), seconds=60, least=1000, most=num_samples)
     keys = jax.random.split(key, 3)
     if isinstance(data, dist.Distribution):
-        x0 = data.sample(keys[0], (num_samples,))
+        batch = data.sample(keys[0], (num_samples,))
     else:
-        x0 = fresh_data(data, key=keys[0], num_data=num_samples)
-    samples = draws(program, params, key=keys[1], num_samples=len(x0))
+        batch = fresh_data(data, key=keys[0], num_data=num_samples)
+    x0, context = parts.x0(batch), parts.context(batch)
+    samples = draws(parts, params, key=keys[1], num_samples=len(x0), context=context)
+    if context is not None:
+        x0, samples = (_flat(x, *jax.tree.leaves(context)) for x in (x0, samples))
     told = discriminate(x0, samples, key=keys[2])
     found = {**told.summary(), **coverage(x0[:num_covered], samples[:num_covered]).summary()}
     return {name: known_or_none(value) for name, value in found.items()}
+
+
+def _flat(*arrays: Any) -> np.ndarray:
+    """The numbers of several arrays of one length, row by row."""
+    return np.concatenate([np.asarray(array, float).reshape(len(array), -1) for array in arrays], -1)
 
 
 def samples_figure(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -164,9 +165,10 @@ def _order(subject: Subject) -> Finding:
     chains = _ends(subject)
     if not chains:
         return skipped(name, "the program declares no chain site by site.")
-    x0 = draw(subject.data, key=subject.key, num_data=500)
-    _, drawn = trace_quietly(subject.guide, x0, params=subject.params)
-    generated, made = trace_quietly(subject.model, None, 500, params=subject.params, seed=1)
+    batch = draw(subject.source, key=subject.key, num_data=500)
+    x0, context = subject.parts.x0(batch), subject.parts.context(batch)
+    _, drawn = trace_quietly(subject.guide, batch, params=subject.params)
+    generated, made = trace_quietly(partial(subject.parts.generate, context, len(x0)), params=subject.params, seed=1)
     words: list[str] = []
     for ends in chains:
         guide, model = (

@@ -75,7 +75,10 @@ def _order(chain: Chain) -> Finding:
         "key": jax.random.fold_in(chain.key, 2),
     }
     try:
-        both = log_likelihood(chain.definition, np.concatenate([x0, made_data]), **given)
+        rows = np.concatenate([np.arange(num_data), np.arange(len(made_data))])
+        both = log_likelihood(
+            chain.definition, np.concatenate([x0, made_data]), context=chain.beside_rows(rows), **given
+        )
     except ValueError as error:
         return failed(name, f"Importance weights cannot be had: {error}")
     given_weights, made = both.log_weight[:, :num_data], both.log_weight[:, num_data:]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dpm_ppl.inference.checks.agreement import sites
 from dpm_ppl.inference.checks.bounds import bounds
+from dpm_ppl.inference.checks.context import context
 from dpm_ppl.inference.checks.data import data
 from dpm_ppl.inference.checks.gradients import gradients
 from dpm_ppl.inference.checks.laws import bayes, kernel
@@ -113,6 +114,7 @@ def _checks(ready: Subject) -> Iterator[tuple[Callable[[], Iterator[Finding]], s
             continue  # said already
         yield partial(kernel, chain), "stationarity"
         yield partial(bayes, chain), "posterior"
+        yield partial(context, ready, chain), "context"
         yield partial(reverse, chain), "reverse steps"
         yield partial(variance, ready, chain), "reverse variance"
         yield partial(data, ready, chain), "data"

@@ -21,7 +21,7 @@ _PUSH = 0.3  # standard deviation of what a parameter is moved by, to see whethe
 def gradients(subject: Subject) -> Iterator[Finding]:
     """Findings "gradients", "parameters in a loop body" and, where there is one, "discrete draws"."""
     others = subject.sites["guide"].keys() - {f"{chain.name}_chain" for chain in subject.chains}
-    laws = learned_laws(subject.guide, subject.params, subject.x0, besides=others) if subject.params else {}
+    laws = learned_laws(subject.guide, subject.params, subject.batch, besides=others) if subject.params else {}
     if laws:
         words = told(laws)
         yield failed("discrete draws", words[:1].upper() + words[1:])
@@ -55,7 +55,7 @@ def _per_datum(subject: Subject, *, all_steps: bool = False) -> Callable[[dict[s
     whole = fitted_loss(subject, all_steps=all_steps)
 
     def of_params(params: dict[str, Any], key: Array) -> Array:
-        return whole(params, key, subject.x0) / subject.normaliser
+        return whole(params, key, subject.batch) / subject.normaliser
 
     return of_params
 

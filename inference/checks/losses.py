@@ -32,14 +32,14 @@ def loss(subject: Subject, *, sampled: bool) -> Callable[[Mapping[str, Any], Arr
         model, guide = (subsample_steps(program, size=size) for program in (model, guide))
 
     def of_params(params: Mapping[str, Any], key: Array) -> Array:
-        total = TraceMeanField_ELBO().loss(key, dict(params), model, guide, subject.x0)
+        total = TraceMeanField_ELBO().loss(key, dict(params), model, guide, subject.batch)
         return jnp.asarray(total) / subject.normaliser
 
     return of_params
 
 
-def fitted_loss(subject: Subject, *, all_steps: bool = False) -> Callable[[Mapping[str, Any], Array, Array], Array]:
-    """What `fit` minimises by the program's recipe, of parameters, a key and a batch: a sum over the batch.
+def fitted_loss(subject: Subject, *, all_steps: bool = False) -> Callable[[Mapping[str, Any], Array, Any], Array]:
+    """What `fit` minimises by the program's recipe, of parameters, a key and a batch: a sum over it.
 
     Args:
         subject: The program.
@@ -50,8 +50,8 @@ def fitted_loss(subject: Subject, *, all_steps: bool = False) -> Callable[[Mappi
     model, guide = (subsample_steps(program, size=size, **weight) for program in (subject.model, subject.guide))
     objective = recipe.get("loss") or TraceMeanField_ELBO()
 
-    def of_params(params: Mapping[str, Any], key: Array, x0: Array) -> Array:
-        return jnp.asarray(objective.loss(key, dict(params), model, guide, x0, *recipe.get("args", ())))
+    def of_params(params: Mapping[str, Any], key: Array, batch: Any) -> Array:
+        return jnp.asarray(objective.loss(key, dict(params), model, guide, batch, *recipe.get("args", ())))
 
     return of_params
 

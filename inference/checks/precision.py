@@ -7,15 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import optax
 from jax import Array
 from numpyro.distributions import kl_divergence
 
-from dpm_ppl.data import as_now, draw
+from dpm_ppl.data import as_now, draw, num_data_of
 from dpm_ppl.inference.checks.losses import fitted_loss
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
-from dpm_ppl.inference.checks.subject import Chain, Subject
+from dpm_ppl.inference.checks.subject import Chain, Subject, bound_definition
 from dpm_ppl.kernels.kernel import has_closed_forms
 from dpm_ppl.programs import read
 
@@ -36,7 +35,8 @@ def _precision(subject: Subject, chain: Chain) -> Finding:
     double = np.asarray(jax.jit(lambda s: _terms(chain, as_now(s[0]), as_now(s[1])))((x0, states)), np.float64)
     with jax.enable_x64(new_val=False):
         params = as_now(jax.tree.map(np.asarray, subject.params))
-        statements, *_ = read(subject.model, subject.guide, subject.definition, as_now(np.asarray(subject.x0)), params)
+        batch = as_now(jax.tree.map(np.asarray, subject.batch))
+        statements, *_ = read(subject.model, subject.guide, bound_definition(subject.parts, batch), batch, params)
         found = {(s.where, s.statement.name): s.statement.diffusion for s in statements}
         forward = found.get(("guide", chain.name)) or found["diffusion()", "diffusion()"]
         model = found.get(("model", chain.name)) or found["diffusion()", "diffusion()"]
@@ -97,24 +97,25 @@ def cost(subject: Subject) -> Iterator[Finding]:
         yield skipped("cost of a fit", "there are no parameters to fit.")
         return
     recipe: dict[str, Any] = {"num_iterations": 5000, "batch_size": 256, **subject.recipe}
-    if not isinstance(subject.data, dist.Distribution):
-        recipe["batch_size"] = min(recipe["batch_size"], len(subject.data))
+    if (num_data := num_data_of(subject.source)) is not None:
+        recipe["batch_size"] = min(recipe["batch_size"], num_data)
     loss = fitted_loss(subject)
     with jax.enable_x64(new_val=True):  # as the data were made
-        batch = np.asarray(draw(subject.data, key=subject.key, num_data=recipe["batch_size"]))
-    x0 = as_now(batch)
+        drawn = draw(subject.source, key=subject.key, num_data=recipe["batch_size"])
+        drawn = jax.tree.map(np.asarray, drawn)
+    batch = as_now(drawn)
     optimizer = optax.adam(1e-3)
 
-    def update(params: Any, state: Any, x0: Array, key: Array) -> tuple[Any, Any, Array]:
+    def update(params: Any, state: Any, batch: Any, key: Array) -> tuple[Any, Any, Array]:
         def of_params(params: Any) -> Array:
-            return loss(params, key, x0)
+            return loss(params, key, batch)
 
         value, gradient = jax.value_and_grad(of_params)(params)
         change, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, change), state, value
 
     params = as_now(jax.tree.map(np.asarray, subject.params))
-    given = (params, optimizer.init(params), x0, jax.random.key(0))
+    given = (params, optimizer.init(params), batch, jax.random.key(0))
     began = time.perf_counter()
     compiled = jax.jit(update).lower(*given).compile()
     compiling, count = time.perf_counter() - began, 0

@@ -4,7 +4,6 @@ Chains are found by running guide and model under a handler that reads their sta
 what they use; `diffusion()`, where a program has one, is checked beside them.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,14 +18,17 @@ from jax import Array
 from numpyro.distributions import biject_to, constraints
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
-from dpm_ppl.data import as_now, draw
+from dpm_ppl.data import as_now, draw, drawn_beside, num_data_of
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.likelihoods.bounds import Bound, bound
 from dpm_ppl.kernels.kernel import Kernel
-from dpm_ppl.programs import Declared, Sites, plain_sites, read
+from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.programs import Declared, Sites, called, plain_sites, read
 
 NUMBERS = 50_000  # in one trajectory of every datum
 
+
+_NUM_DRAWN = 8192  # of a simulator, once, in place of its endless data
 
 _NEVER = -34.0  # nats, a little above the rounding unit of double precision
 
@@ -65,10 +67,16 @@ class Chain:
         return self.x0.ndim - len(self.forward.event_shape)
 
     @cached_property
-    def definition(self) -> Callable[[], Diffusion]:
-        """The model's diffusion as a program's definition."""
+    def definition(self) -> Callable[..., Diffusion]:
+        """The model's diffusion as a program's definition, of a context where it has one."""
         diffusion = self.model
-        return lambda: diffusion
+        return diffusion.beside if diffusion.context is not None else lambda: diffusion
+
+    @property
+    def context(self) -> Any:
+        """What is given beside each datum, as of a batch of one dimension; None where nothing is."""
+        dims = self.batch_dim
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[dims:]), self.model.context)
 
     @cached_property
     def states(self) -> Array:
@@ -81,17 +89,20 @@ class Chain:
     def simulated(self) -> tuple[Array, Array, Array]:
         """What the model makes: trajectories x^(0..T), their log densities in the forward chain step by step, log w.
 
+        Beside a context, trajectory i is beside that of datum i, and after the last beside the first again.
+
         Shapes (T + 1, num, *event), (T, num) and (num,).
         """
         num = max(8, min(200, 20 * NUMBERS // (self.num_steps * math.prod(self.forward.event_shape))))
+        model = self.model.beside(self.beside_rows(np.arange(num)), (num,))
 
         @jax.jit
         def make(key: Array) -> tuple[Array, Array, Array]:
             key, last = jax.random.split(key)
-            chain, t = ReverseChain(self.model), jnp.arange(1, self.num_steps + 1)[:, None]
+            chain, t = ReverseChain(model), jnp.arange(1, self.num_steps + 1)[:, None]
             trajectory = chain.sample(key, (num,))
             states = jnp.moveaxis(trajectory, 1, 0)
-            decode = self.model.decode(states[0])
+            decode = model.decode(states[0])
             x0 = decode.sample(last)
             states = jnp.concatenate([x0[None].astype(states.dtype), states])
             forward = self.kernel.step(states[:-1], t)
@@ -105,7 +116,11 @@ class Chain:
         """The bound on the data, term by term."""
         num = max(4, min(64, 20 * NUMBERS // self.states.size))
         x0 = self.x0.reshape(-1, *self.forward.event_shape)
-        return bound(self.definition, x0, params={}, key=self.key, num_samples=num)
+        return bound(self.definition, x0, params={}, key=self.key, num_samples=num, context=self.context)
+
+    def beside_rows(self, rows: np.ndarray) -> Any:
+        """The context of rows of the data; after the last row the first comes again."""
+        return jax.tree.map(lambda leaf: leaf[rows % len(leaf)], self.context)
 
     def steps(self, *t: int) -> Array:
         """Steps t, by default all of 1..T, shaped to broadcast against states of those steps."""
@@ -134,12 +149,14 @@ class Subject:
     """A program with what its checks share.
 
     Args:
-        model: The model.
-        guide: The guide.
-        definition: `diffusion()`, or None.
+        model: The model, of a batch.
+        guide: The guide, of a batch.
+        parts: Which part of a batch is the datum, and what is given beside it.
         recipe: Options of `fit`.
-        data: A distribution or an array.
-        x0: Data, shape (num_data, *event).
+        source: All data, a distribution or arrays.
+        data: The same of the datum alone.
+        batch: Some data.
+        x0: The datum of each, shape (num_data, *event).
         params: Parameters, moved a little.
         looped: Parameters declared inside a traced body, such as that of a scan.
         statements: Every chain statement, those of the guide first.
@@ -147,13 +164,16 @@ class Subject:
         scans: Whether the program uses NumPyro's own `scan`.
         key: Random key.
         others: Makes the chain statements at other parameters.
+        stated: Makes those of another batch.
     """
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    definition: Callable[[], Diffusion] | None
+    parts: Parts
     recipe: Mapping[str, Any]
+    source: Any
     data: Any
+    batch: Any
     x0: Array
     params: dict[str, Any]
     looped: frozenset[str]
@@ -162,6 +182,7 @@ class Subject:
     scans: bool
     key: Array
     others: Callable[[], tuple[Declared, ...]]
+    stated: Callable[[Any], tuple[Declared, ...]]
 
     @cached_property
     def chains(self) -> list[Chain]:
@@ -172,6 +193,11 @@ class Subject:
     def elsewhere(self) -> list[Chain]:
         """The same chains at other parameters: what is as it was there is not learned."""
         return self._chains(self.others())
+
+    @property
+    def definition(self) -> Callable[[], Diffusion] | None:
+        """`diffusion()`, or None; one of a context with that of the batch put in."""
+        return bound_definition(self.parts, self.batch)
 
     def _chains(self, statements: tuple[Declared, ...]) -> list[Chain]:
         of = {(s.where, s.statement.name): s.statement for s in statements}
@@ -227,42 +253,44 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
     for name in ("model", "guide"):
         if not callable(getattr(program, name)):
             raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(program, name)).__name__}.")
-    definition = _without_arguments(getattr(program, "diffusion", None))
-    data = program.data
-    if callable(data) and not isinstance(data, dist.Distribution):
-        data = data()
-    if not isinstance(data, dist.Distribution) and np.ndim(data) == 0:
-        raise TypeError(
-            f"Expected `data` to be a NumPyro distribution, or an array of shape (num_data, *event), or to return one; "
-            f"got {type(data).__name__}."
-        )
     data_key, key = jax.random.split(jax.random.key(seed))
-    run = partial(read, program.model, program.guide, definition)
-    longest = _longest(run, data, params or {})
-    x0 = draw(data, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
-    _, sites, _, _ = run(x0, params or {})
+    source = _source(program.data)
+    parts = parts_of(program, source)
+    if parts.names and num_data_of(source) is None:
+        source = draw(source, key=jax.random.fold_in(data_key, 1), num_data=_NUM_DRAWN)
+    model, guide = partial(called, program.model), partial(called, program.guide)
+
+    def run(batch: Any, params: Mapping[str, Any]) -> Any:
+        return read(model, guide, bound_definition(parts, batch), batch, params)
+
+    longest = _longest(run, source, params or {})
+    batch = draw(source, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
+    _, sites, _, _ = run(batch, params or {})
     values = _moved(sites, seed=seed) if params is None else dict(params)
-    statements, _, looped, scans = run(x0, values)
+    statements, _, looped, scans = run(batch, values)
     return Subject(
-        model=program.model,
-        guide=program.guide,
-        definition=definition,
+        model=model,
+        guide=guide,
+        parts=parts,
         recipe=getattr(program, "recipe", {}),
-        data=data,
-        x0=x0,
+        source=source,
+        data=parts.x0(source),
+        batch=batch,
+        x0=parts.x0(batch),
         params={name: values[name] for name in sites},
         looped=frozenset(looped),
         statements=tuple(statements),
-        sites=plain_sites(program.model, program.guide, x0, values),
+        sites=plain_sites(model, guide, batch, values),
         scans=scans,
         key=key,
-        others=lambda: tuple(run(x0, _moved(sites, seed=seed + len(sites)))[0]),
+        stated=lambda batch: tuple(run(batch, values)[0]),
+        others=lambda: tuple(run(batch, _moved(sites, seed=seed + len(sites)))[0]),
     )
 
 
 def _longest(run: Callable[..., Any], data: Any, params: Mapping[str, Any]) -> int:
     """Numbers in the longest trajectory of one datum; by shapes alone, which compiles nothing."""
-    numbers, rows = [1], None if isinstance(data, dist.Distribution) else as_now(np.asarray(data)[:4])
+    numbers, rows = [1], None if isinstance(data, dist.Distribution) else as_now(jax.tree.map(lambda x: x[:4], data))
 
     def shapes(key: Array) -> None:
         statements, *_ = run(data.sample(key, (4,)) if rows is None else rows, params)
@@ -273,13 +301,23 @@ def _longest(run: Callable[..., Any], data: Any, params: Mapping[str, Any]) -> i
     return max(numbers)
 
 
-def _without_arguments(diffusion: Any) -> Callable[[], Diffusion] | None:
-    """`diffusion`, where it can be called without arguments: a program of several chains may use the name otherwise."""
-    try:
-        inspect.signature(diffusion).bind()
-    except TypeError:
-        return None
-    return diffusion
+def _source(data: Any) -> Any:
+    """A program's data, as `dpm_ppl.programs.Program.data` has them."""
+    if callable(data) and not isinstance(data, dist.Distribution):
+        data = data()
+    if isinstance(data, tuple | dict):
+        return drawn_beside(data)
+    if not isinstance(data, dist.Distribution) and np.ndim(data) == 0:
+        raise TypeError(
+            f"Expected `data` to be a NumPyro distribution, or an array of shape (num_data, *event), a tuple or "
+            f"dictionary of such, or to return one; got {type(data).__name__}."
+        )
+    return data if isinstance(data, dist.Distribution) else np.asarray(data)
+
+
+def bound_definition(parts: Parts, batch: Any) -> Callable[[], Diffusion] | None:
+    """`diffusion()` of a program; one of a context with that of a batch put in."""
+    return None if parts.definition is None else partial(parts.definition, *parts.beside_batch(batch).values())
 
 
 def perturbed(tree: Any, *, seed: int, scale: float) -> Any:

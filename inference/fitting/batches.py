@@ -1,7 +1,7 @@
 """Minibatches: the batch of an iteration, a function of a random key and the iteration."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,13 +16,6 @@ from dpm_ppl.inference.fitting.sources import Check, Feed, Resident, Source, is_
 
 Data = Resident | Source | dist.Distribution
 """What a fit takes as data."""
-
-
-def called(program: Callable[..., Any], batch: Any, *args: Any) -> Any:
-    """Runs a program on a batch as it takes it: an array, the parts of a tuple, or those of a dictionary by name."""
-    if isinstance(batch, dict):
-        return program(*args, **batch)
-    return program(*batch, *args) if isinstance(batch, tuple) else program(batch, *args)
 
 
 class Batches(Protocol):

@@ -17,9 +17,10 @@ from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import require_data
 from dpm_ppl.inference.discrete import learned_laws, told
-from dpm_ppl.inference.fitting.batches import Batches, called
+from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.runs import kinds
 from dpm_ppl.kernels.kernel import Kernel
+from dpm_ppl.programs import called
 
 Program = Callable[..., Any]
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from scipy.special import log_softmax, softmax, stdtrit
 
 from dpm_ppl.arguments import require_count, require_key
-from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
@@ -337,14 +337,22 @@ def _draws(trajectories: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
 
 
 def class_log_probs(
-    diffusions: Sequence[Callable[[], Diffusion]], x0: ArrayLike, *, log_prior: ArrayLike, **options: Any
+    diffusions: Sequence[Definition],
+    x0: ArrayLike,
+    *,
+    log_prior: ArrayLike,
+    contexts: Sequence[Any] | None = None,
+    **options: Any,
 ) -> np.ndarray:
     """Log posterior probabilities of the classes of data, log p(y|x), from importance-weighted likelihoods.
 
     Args:
-        diffusions: Definition of each class's diffusion, as `log_likelihood` takes them.
+        diffusions: Definition of each class's diffusion, as `log_likelihood` takes them; one of a context may stand for
+            several classes.
         x0: Data, shape (num_data, *event).
         log_prior: log p(y), shape (num_classes,); need not be normalised.
+        contexts: For each class what is given beside the data, leaves that begin with num_data, such as its label
+            again and again; by default nothing.
         **options: Of `log_likelihood`: `params`, `key`, `num_particles` and others.
 
     Returns:
@@ -359,5 +367,9 @@ def class_log_probs(
         raise ValueError(
             f"Expected `log_prior` of shape ({len(diffusions)},), one for each diffusion; got {np.shape(log_prior)}."
         )
-    log_prob = [log_likelihood(diffusion, x0, **options).estimate for diffusion in diffusions]
+    beside = [None] * len(diffusions) if contexts is None else contexts
+    if len(beside) != len(diffusions):
+        raise ValueError(f"Expected `contexts` for {len(diffusions)} classes, one for each; got {len(beside)}.")
+    pairs = zip(diffusions, beside, strict=True)
+    log_prob = [log_likelihood(diffusion, x0, context=context, **options).estimate for diffusion, context in pairs]
     return np.asarray(log_softmax(np.stack(log_prob, -1) + np.asarray(log_prior, np.float64), -1))

@@ -3,7 +3,7 @@
 import math
 import pkgutil
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import numpy as np
@@ -15,8 +15,10 @@ from numpyro.primitives import Messenger
 import dpm_ppl as dpm
 from dpm_ppl import models
 from dpm_ppl.commands import find
-from dpm_ppl.data import fresh_data
+from dpm_ppl.data import fresh_data, num_data_of
 from dpm_ppl.inference import fit, importance_weights, log_likelihood
+from dpm_ppl.parts import parts_of
+from dpm_ppl.programs import called
 from dpm_ppl.reports.objective import has_likelihood
 from tests.compiling import optimised
 
@@ -42,9 +44,20 @@ class Case:
         self.program = find.load(name)
         self.options = {"num_steps_sampled": 8, **self.program.recipe}
         self.source = self.program.data()
+        self.parts = parts_of(self.program, self.source)
+
+    def batch(self, num, seed=0):
+        """Data as the program takes them."""
+        drawn = fresh_data(self.source, key=jax.random.key(seed), num_data=num)
+        return jax.tree.map(lambda leaf: leaf[:num], drawn)
 
     def data(self, num, seed=0):
-        return fresh_data(self.source, key=jax.random.key(seed), num_data=num)[:num]
+        """The datum of each."""
+        return self.parts.x0(self.batch(num, seed))
+
+    def beside(self, num, seed=0):
+        """The option `context` for as many data, where the program has one."""
+        return self.parts.beside_batch(self.batch(num, seed))
 
     @cached_property
     def start(self):
@@ -76,16 +89,16 @@ class Case:
     @cached_property
     def _short_fit(self):
         """A fit in small batches; where their loss is too noisy to see a gain, the beginning of the recipe's own."""
-        x0 = self.data(40, seed=3)
+        batch = self.batch(40, seed=3)
         small = {"num_iterations": 250, "batch_size": 64, "learning_rate": 3e-3}
         for options in (small, {"num_iterations": 300}, {"num_iterations": 1000}):
             with nullcontext() if options is small else optimised():
                 options = {**self.options, "ema_decay": 0.98, "progress": False, **options}
                 key = jax.random.key(0)
                 params = fit(self.program.model, self.program.guide, self.source, key=key, **options).params
-            if not has_likelihood(self.program, x0):
+            if not has_likelihood(self.program, batch):
                 return params, None
-            before, after = (self.log_weights(of, x0, 2).mean(0) for of in (self.start, params))
+            before, after = (self.log_weights(of, batch, 2).mean(0) for of in (self.start, params))
             gain, error = mean_and_error(after - before)
             if gain > 3 * error:
                 break
@@ -94,8 +107,12 @@ class Case:
     @cached_property
     def generate(self):
         """Samples of the whole program, a function of its parameters."""
-        program, size = self.program.model, self.num_samples
-        compiled = jax.jit(lambda params: handlers.seed(handlers.substitute(program, data=params), 5)(size=size))
+        context, size = self.parts.context(self.batch(self.num_samples, seed=6)), self.num_samples
+
+        @jax.jit
+        def compiled(params):
+            model = handlers.seed(handlers.substitute(self.program.model, data=params), 5)
+            return self.parts.generate(context, size, model=model)
 
         def generate(params):
             with self.compiling():
@@ -123,34 +140,37 @@ class Case:
         for run in (self.program.guide, self.program.model):
             chains = Chains()
             with handlers.block(), chains, handlers.seed(rng_seed=0), handlers.substitute(data=self.moved):
-                run(self.data(16))
+                called(run, self.batch(16))
             if chains.found:
                 return chains.found
         return []
 
-    def losses(self, x0, *, size, loss=None, plain=False):
+    def losses(self, batch, *, size, loss=None, plain=False):
         """The loss in nats per datum under a key, as a compiled function of parameters and key."""
         loss = TraceMeanField_ELBO() if loss is None else loss
         model, guide = self.program.model, self.program.guide
         if not plain:
             model, guide = (dpm.subsample_steps(f, size=size) for f in (model, guide))
-        return jax.jit(lambda params, key: loss.loss(key, params, model, guide, x0) / len(x0))
+        model, guide = partial(called, model), partial(called, guide)
+        return jax.jit(lambda params, key: loss.loss(key, params, model, guide, batch) / num_data_of(batch))
 
-    def log_weights(self, params, x0, num_particles):
+    def log_weights(self, params, batch, num_particles):
         """Log importance weights, shape (num_particles, num_data)."""
         given = {"params": params, "key": jax.random.key(6), "num_particles": num_particles, "progress": False}
         with self.compiling():
-            if self.program.diffusion is not None:
-                return log_likelihood(self.program.diffusion, x0, **given).log_weight
-            return importance_weights(self.program.model, self.program.guide, x0, **given)
+            if self.parts.definition is not None:
+                x0, beside = self.parts.x0(batch), self.parts.beside_batch(batch)
+                return log_likelihood(self.parts.definition, x0, **given, **beside).log_weight
+            programs = partial(called, self.program.model), partial(called, self.program.guide)
+            return importance_weights(*programs, batch, **given)
 
     @cached_property
     def _declared(self):
         """Every parameter of model and guide."""
-        x0, found = self.data(16), {}
+        batch, found = self.batch(16), {}
         for run in (self.program.model, self.program.guide):
             with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=0):
-                run(x0)
+                called(run, batch)
             found |= {name: site for name, site in trace.items() if site["type"] == "param"}
         return found
 

@@ -26,7 +26,7 @@ def program(case):
 @pytest.fixture
 def scored(case):
     """A program that scores its data."""
-    if not has_likelihood(case.program, case.data(16)):
+    if not has_likelihood(case.program, case.batch(16)):
         pytest.skip("it has no likelihood")
     return case
 
@@ -34,6 +34,6 @@ def scored(case):
 @pytest.fixture
 def chain(case):
     """A program that is one chain of its data."""
-    if case.program.diffusion is None:
+    if case.parts.definition is None:
         pytest.skip("it is no single chain")
     return case

@@ -33,7 +33,7 @@ def test_fit_raises_the_bound(scored):
 
 def test_samples_of_a_fit_are_nearer_to_the_data(case):
     """By the distance to the nearest of 2000 data, than samples of the program before its fit."""
-    if has_likelihood(case.program, case.data(16)) and np.mean(case.gain) < 1:
+    if has_likelihood(case.program, case.batch(16)) and np.mean(case.gain) < 1:
         pytest.skip("so short a fit raises the bound by less than a nat, too little to see in samples")
     data = flat(case.data(2000, seed=4))
     distances = []
@@ -46,27 +46,28 @@ def test_samples_of_a_fit_are_nearer_to_the_data(case):
 
 def test_mean_log_weight_is_the_bound(chain):
     """E log w = ELBO, datum by datum: whole trajectories on one side, KLs at independent steps on the other."""
-    x0 = chain.data(40, seed=3)
-    terms = bound(chain.program.diffusion, x0, params=chain.fitted, key=jax.random.key(7), num_samples=2)
-    mean, error = mean_and_error(chain.log_weights(chain.fitted, x0, 2).mean(0) - np.asarray(terms.elbo))
+    batch, given = chain.batch(40, seed=3), {"params": chain.fitted, **chain.beside(40, seed=3)}
+    terms = bound(chain.parts.definition, chain.parts.x0(batch), key=jax.random.key(7), num_samples=2, **given)
+    mean, error = mean_and_error(chain.log_weights(chain.fitted, batch, 2).mean(0) - np.asarray(terms.elbo))
     assert abs(mean) < 4 * error + 1e-9
 
 
 def test_estimates_lie_between_the_bounds(scored):
     """Bound <= estimate on independent draws; both at most the data's own log density, where it is known."""
-    x0 = scored.data(30, seed=8)
-    log_weight = scored.log_weights(scored.fitted, x0, 10)
+    batch = scored.batch(30, seed=8)
+    log_weight = scored.log_weights(scored.fitted, batch, 10)
     elbo, estimate = log_weight[:5].mean(0), log_mean_exp(log_weight[5:])
     mean, error = mean_and_error(estimate - elbo)
     assert mean > -3 * error
-    limit = density(scored.source, x0)
+    limit = density(scored.source, batch)
     if limit is not None:
         mean, error = mean_and_error(limit - estimate)
         assert mean > -3 * error
-    if scored.program.diffusion is not None:
+    if scored.parts.definition is not None:
         given = {"params": scored.fitted, "num_data": 30, "num_particles": 5, "progress": False}
+        given |= scored.beside(30, seed=8)
         with scored.compiling():
-            gap, error = mean_and_error(sandwich(scored.program.diffusion, key=jax.random.key(9), **given).gap)
+            gap, error = mean_and_error(sandwich(scored.parts.definition, key=jax.random.key(9), **given).gap)
         assert gap > -3 * error
 
 

@@ -1,6 +1,7 @@
 """Laws that every program in `models/` keeps as it stands; those of a fitted one are in `test_fitted_models.py`."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from numpyro.infer import TraceMeanField_ELBO
 import dpm_ppl as dpm
 from dpm_ppl.commands import find
 from dpm_ppl.kernels.kernel import has_closed_forms
+from dpm_ppl.programs import called
 from tests.models.cases import PROGRAMS, flat, mean_and_error
 
 # Where a chain is a latent's prior, guide and model reach x^0 from opposite ends, and no KL is taken of it.
@@ -77,11 +79,11 @@ def test_subsampled_bound_is_unbiased(scored):
     if not scored.chains:
         pytest.skip("no chain")
     most = min(diffusion.num_steps for diffusion, _ in scored.chains) - 1
-    x0 = scored.data(16)
+    batch = scored.batch(16)
     draws = []
     # Against many more steps; of a chain so short that there are no more, against whole trajectories.
     for size, num, plain in ((min(8, most), 60, False), (min(100, most), 20, most <= 8)):
-        loss = scored.losses(x0, size=size, plain=plain)
+        loss = scored.losses(batch, size=size, plain=plain)
         draws.append(mean_and_error([loss(scored.moved, key) for key in jax.random.split(jax.random.key(2), num)]))
     (some, some_error), (more, more_error) = draws
     error = math.hypot(some_error, more_error)
@@ -92,7 +94,7 @@ def test_subsampled_bound_is_unbiased(scored):
 def test_gradient_reaches_every_parameter(case):
     most = min([diffusion.num_steps - 1 for diffusion, _ in case.chains], default=None)
     size = None if most is None else min(100, most)
-    loss = case.losses(case.data(64), size=size, loss=case.options.get("loss"))
+    loss = case.losses(case.batch(64), size=size, loss=case.options.get("loss"))
     gradient = jax.grad(loss)(case.moved, jax.random.key(2))
     assert jax.tree.leaves(gradient)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -106,14 +108,15 @@ def test_analytic_divergences_are_hit(chain):
     ((diffusion, _),) = chain.chains
     if not has_closed_forms(diffusion.kernel):
         pytest.skip("no closed forms")
-    x0, size = chain.data(4), min(8, diffusion.num_steps - 1)
-    model, guide = (dpm.subsample_steps(f, size=size) for f in (chain.program.model, chain.program.guide))
+    batch, size = chain.batch(4), min(8, diffusion.num_steps - 1)
+    programs = (dpm.subsample_steps(f, size=size) for f in (chain.program.model, chain.program.guide))
+    model, guide = (partial(called, program) for program in programs)
 
     @jax.jit
     def loss(key):
         with handlers.block(), handlers.trace() as points, handlers.seed(rng_seed=0):
-            handlers.substitute(guide, data=chain.moved)(x0)
+            handlers.substitute(guide, data=chain.moved)(batch)
         kept = {name: points[name]["value"] for name in points if name.endswith(("_first", "_at", "_offset"))}
-        return TraceMeanField_ELBO().loss(key, chain.moved, model, handlers.substitute(guide, data=kept), x0)
+        return TraceMeanField_ELBO().loss(key, chain.moved, model, handlers.substitute(guide, data=kept), batch)
 
     assert np.std([float(loss(key)) for key in jax.random.split(jax.random.key(5), 3)]) < 1e-9

@@ -38,6 +38,15 @@ def test_a_share_of_an_array_is_kept_back_by_the_seed():
     assert len(parts(ROWS, share=0.25)[1].data) == 15
 
 
+def test_parts_are_kept_back_together():
+    data = {"c": np.arange(60), "x0": ROWS}
+    fitted, evaluated = parts(data)
+    assert (len(fitted["c"]), len(evaluated.data["c"])) == (54, 6)
+    for some in (fitted, evaluated.data):
+        np.testing.assert_array_equal(some["x0"], ROWS[some["c"]])
+    np.testing.assert_array_equal(np.sort(np.concatenate([fitted["c"], evaluated.data["c"]])), data["c"])
+
+
 def test_what_is_not_kept_back_is_called_what_it_is():
     for fitted, evaluated in (parts(ROWS[:19]), parts(ROWS, share=0.0)):
         assert fitted is evaluated.data
