@@ -15,7 +15,7 @@ from dpm_ppl.data import draw
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels.kernel import whole
 from dpm_ppl.programs import Reader, called, instantiate, takes
-from dpm_ppl.tracing import trace_shapes
+from dpm_ppl.tracing import shapes_of, trace_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ def _few(data: Any) -> Any:
 def _stated(model: Callable[..., Any], batch: Any) -> list[Any]:
     """The chains that a model states of a batch, on shapes alone."""
     reader = Reader("model")
-    trace_shapes(partial(called, model, batch), within=reader)
+    trace_shapes(lambda *_: None, partial(called, model, batch), within=reader)
     return [declared.statement for declared in reader.statements]
 
 
@@ -184,7 +184,7 @@ def _require_same_context(parts: Parts, statements: list[Any], batch: Any) -> No
     contexts = [statement.diffusion.context for statement in statements]
     if parts.given:
         definition: Any = parts.definition
-        own = trace_shapes(lambda: definition(parts.context(batch)))[0].context
+        own = trace_shapes(lambda built, _: shapes_of(built.context), lambda: definition(parts.context(batch)))
     else:
         own = None
     for context in contexts:

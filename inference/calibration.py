@@ -199,7 +199,8 @@ def calibrate(
     num_simulations = require_count("num_simulations", num_simulations, at_least=2)
     batch_size = require_count("batch_size", num_simulations if batch_size is None else batch_size)
     params = dict(params or {})
-    _require_simulated(trace_shapes(model)[1], [*_listed(sites), *_listed(observed)], params)
+    names = [*_listed(sites), *_listed(observed)]
+    trace_shapes(lambda _, sites: _require_simulated(sites, names, params), model)
 
     def ranked(value: Any, observation: Any) -> dict[str, Any]:
         if quantities is not None:

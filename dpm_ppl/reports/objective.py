@@ -11,7 +11,7 @@ from dpm_ppl.data import num_data_of
 from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.parts import parts_of
 from dpm_ppl.programs import Program, called
-from dpm_ppl.tracing import trace_quietly, trace_shapes
+from dpm_ppl.tracing import Sites, trace_quietly, trace_shapes
 
 NO_LIKELIHOOD = "The program has no likelihood: what it observes when it is fitted is not what it generates."
 
@@ -26,11 +26,13 @@ def has_likelihood(program: Program, batch: Any) -> bool:
         batch: Data, shape (num_data, *event), or their parts.
     """
     parts, num_data = parts_of(program, batch), num_data_of(batch) or 0
-    _, scored = trace_shapes(partial(called, program.model, batch))
-    _, made = trace_shapes(lambda: parts.generate(parts.context(batch), num_data))
-    observed = {name for name, site in scored.items() if site["type"] == "sample" and site["is_observed"]}
-    drawn = {name for name, site in made.items() if site["type"] == "sample" and not site["is_observed"]}
+    observed = trace_shapes(partial(_names, observed=True), partial(called, program.model, batch))
+    drawn = trace_shapes(partial(_names, observed=False), lambda: parts.generate(parts.context(batch), num_data))
     return bool(observed) and observed <= drawn
+
+
+def _names(result: Any, sites: Sites, *, observed: bool) -> set[str]:
+    return {name for name, site in sites.items() if site["type"] == "sample" and site["is_observed"] == observed}
 
 
 def objective(program: Program, params: Any, data: Any, *, key: Any) -> dict[str, float]:

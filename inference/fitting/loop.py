@@ -127,9 +127,12 @@ def compile_loop(
         return lambda feed, carry, start, stop: compiled(
             feed(start), carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
         )
-    opening = jax.jit(begin).lower(batches.source, carry, first).compile()
-    at = jax.eval_shape(begin, batches.source, carry, first)
-    stepping = jax.jit(step, donate_argnums=0).lower(at, batches.source, first).compile()
+    opening: Any = begin
+    stepping: Any = step
+    if not jax.config.jax_disable_jit:  # under which there is nothing to compile ahead
+        at = jax.eval_shape(begin, batches.source, carry, first)
+        opening = jax.jit(begin).lower(batches.source, carry, first).compile()
+        stepping = jax.jit(step, donate_argnums=0).lower(at, batches.source, first).compile()
 
     def dispatched(feed: Feed, carry: Carry, start: int, stop: int) -> Chunk:
         first = jnp.asarray(start, jnp.int32)
@@ -147,9 +150,9 @@ def _one_by_one() -> bool:
 
     So on a CPU, where XLA runs convolutions inside of a loop without its threaded kernels (jax-ml/jax #12868): an
     iteration of a small U-Net takes 7.8 s in a loop and 1.05 s alone; without convolutions dispatching costs nothing to
-    speak of. On an accelerator a loop spares the host.
+    speak of. On an accelerator a loop spares the host. Without compilation, too, a Python loop does.
     """
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" or bool(jax.config.jax_disable_jit)
 
 
 def _strong(leaf: Any) -> Array:
