@@ -4,10 +4,11 @@ Declare one in a program with `numpyro.contrib.module.eqx_module(name, net)`. Ea
 which every function in `dpm_ppl.outputs` makes a sensible reverse step.
 
 Of vectors: `perceptrons`, the paper's two and `TimeMLP`, which sees time as `waves`. Of images, made of
-`convolutions`: `unet`, a small U-Net that sees time.
+`convolutions`: `multiscale`, the paper's, which has bumps in place of time; `unet`, a small U-Net that sees it.
 """
 
+from dpm_ppl.networks.multiscale import MultiScaleConvolution, MultiScaleNetwork
 from dpm_ppl.networks.perceptrons import RBFNetwork, StepMLP, StepReadout, TimeMLP
 from dpm_ppl.networks.unet import UNet
 
-__all__ = ["RBFNetwork", "StepMLP", "StepReadout", "TimeMLP", "UNet"]
+__all__ = ["MultiScaleConvolution", "MultiScaleNetwork", "RBFNetwork", "StepMLP", "StepReadout", "TimeMLP", "UNet"]

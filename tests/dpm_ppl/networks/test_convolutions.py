@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dpm_ppl.networks.convolutions import Convolution, over_batch, upsampled
+from tests.dpm_ppl.networks.test_perceptrons import randomised
 
 RNG = np.random.default_rng(0)
 
@@ -28,11 +29,6 @@ def test_convolution_is_a_sum_over_neighbours(size, stride):
     layer = randomised(Convolution(2, 5, size=size, stride=stride, key=jax.random.key(1)))
     x = RNG.normal(size=(6, 4, 2))
     np.testing.assert_allclose(layer(x), convolved(layer, x), rtol=1e-10)
-
-
-def randomised(net, scale=0.6):
-    """The network with every weight drawn anew: no output is zero and no two weights are alike."""
-    return jax.tree.map(lambda a: scale * RNG.normal(size=a.shape), net)
 
 
 def test_weights_keep_the_scale_of_their_input():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dpm_ppl.networks import UNet
-from tests.dpm_ppl.networks.test_convolutions import convolved, randomised
+from tests.dpm_ppl.networks.test_convolutions import convolved
+from tests.dpm_ppl.networks.test_perceptrons import randomised
 
 RNG = np.random.default_rng(0)
 T, SHAPE = 10, (8, 4, 2)
