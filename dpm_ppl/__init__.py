@@ -15,8 +15,8 @@ What to do with it, in `inference`:
 - `log_likelihood`, `sandwich`, `importance_weights`, with k-hat; `smc`, posteriors with their evidence.
 
 Data: `datasets`, of which `SwissRoll` and `Heartbeat` are distributions of known density. `ForwardChain` and
-`ReverseChain` are the chains as distributions, `FullNormal` is a multivariate normal without LAPACK. Programs to copy:
-`dpm models`.
+`ReverseChain` are the chains as distributions, `FullNormal` is a multivariate normal without LAPACK,
+`DiscretisedNormal` one over the levels of an image. Programs to copy: `dpm models`.
 """
 
 from importlib.metadata import version as _version
@@ -33,6 +33,7 @@ from dpm_ppl.chains import ReverseChain as ReverseChain
 from dpm_ppl.datasets import Heartbeat as Heartbeat
 from dpm_ppl.datasets import SwissRoll as SwissRoll
 from dpm_ppl.diffusion import Diffusion as Diffusion
+from dpm_ppl.discretised import DiscretisedNormal as DiscretisedNormal
 from dpm_ppl.distributions import FullNormal as FullNormal
 from dpm_ppl.handlers import subsample_steps as subsample_steps
 from dpm_ppl.inference import check as check
@@ -53,6 +54,7 @@ __all__ = [
     "CategoricalKernel",
     "ClosedFormKernel",
     "Diffusion",
+    "DiscretisedNormal",
     "ForwardChain",
     "FullNormal",
     "GaussianKernel",
