@@ -14,12 +14,14 @@ What to do with it, in `inference`:
 - `check`, before a fit; `fit`, or stock SVI; `bound`, the ELBO step by step;
 - `log_likelihood`, `sandwich`, `importance_weights`, with k-hat; `smc`, posteriors with their evidence.
 
-Data that are distributions: `SwissRoll`, `Heartbeat`. `ForwardChain` and `ReverseChain` are the chains as
-distributions, `FullNormal` is a multivariate normal without LAPACK. Programs to copy: `dpm models`.
+Data: `datasets`, of which `SwissRoll` and `Heartbeat` are distributions of known density. `ForwardChain` and
+`ReverseChain` are the chains as distributions, `FullNormal` is a multivariate normal without LAPACK,
+`DiscretisedNormal` one over the levels of an image. Programs to copy: `dpm models`.
 """
 
 from importlib.metadata import version as _version
 
+from dpm_ppl import datasets as datasets
 from dpm_ppl import divergences as divergences  # registers the KL divergences that NumPyro lacks
 from dpm_ppl import inference as inference
 from dpm_ppl import kernels as kernels
@@ -31,6 +33,7 @@ from dpm_ppl.chains import ReverseChain as ReverseChain
 from dpm_ppl.datasets import Heartbeat as Heartbeat
 from dpm_ppl.datasets import SwissRoll as SwissRoll
 from dpm_ppl.diffusion import Diffusion as Diffusion
+from dpm_ppl.discretised import DiscretisedNormal as DiscretisedNormal
 from dpm_ppl.distributions import FullNormal as FullNormal
 from dpm_ppl.handlers import subsample_steps as subsample_steps
 from dpm_ppl.inference import check as check
@@ -51,6 +54,7 @@ __all__ = [
     "CategoricalKernel",
     "ClosedFormKernel",
     "Diffusion",
+    "DiscretisedNormal",
     "ForwardChain",
     "FullNormal",
     "GaussianKernel",
@@ -60,6 +64,7 @@ __all__ = [
     "Statement",
     "SwissRoll",
     "check",
+    "datasets",
     "divergences",
     "forward_chain",
     "inference",

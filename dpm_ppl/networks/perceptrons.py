@@ -1,9 +1,6 @@
-"""Networks of the paper and one more, as Equinox modules.
+"""Networks of vectors: the paper's two, and a perceptron that sees the time.
 
 Each is called as `net(x, t)`, for x of shape (*batch, in_size) and t an integer array that broadcasts against batch.
-
-Declare one in a program with `numpyro.contrib.module.eqx_module(name, net)`. Each starts with an output of zero, from
-which every function in `dpm_ppl.outputs` makes a sensible reverse step.
 """
 
 from collections.abc import Callable
@@ -14,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dpm_ppl.arguments import require_count, require_key
+from dpm_ppl.networks.waves import waves
 
 
 class StepReadout(eqx.Module):
@@ -163,9 +161,9 @@ class TimeMLP(eqx.Module):
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Outputs, shape (*batch, out_size)."""
-        angle = jnp.pi * (t / self.num_steps)[..., None] * 2.0 ** jnp.arange(self.num_frequencies)
         # Beside bits and whole numbers it stays real, and does not widen single precision.
-        embedding = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(jnp.result_type(x, float))
+        embedding = waves(t / self.num_steps, num_frequencies=self.num_frequencies)
+        embedding = embedding.astype(jnp.result_type(x, float))
         embedding = jnp.broadcast_to(embedding, (*x.shape[:-1], embedding.shape[-1]))
         return _batched(self.layers, jnp.concatenate([x, embedding], -1))
 
