@@ -36,9 +36,8 @@ def posterior(
     force: Force = False,
 ) -> None:
     """Denoise or complete data: samples given what is observed, and its evidence: posterior.nc, .json and .png."""
-    from dpm_ppl.reports.panels import is_plane
     from dpm_ppl.reports.posterior import headline, report, table
-    from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure
+    from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure, shows_prior
     from dpm_ppl.reports.samples import draws
 
     with clear_errors():
@@ -73,14 +72,14 @@ def posterior(
         typer.echo(table(figures))
 
         def draw() -> Any:
-            plane = is_plane(event_shape, support)
+            prior = shows_prior(event_shape, support)
             return posterior_figure(
                 each[:MOST_SHOWN],
                 y=observed.y,
                 known=observed.known,
                 support=support,
                 noise=noise,
-                prior=draws(program, params, key=prior_key, num_samples=2000) if plane else None,
+                prior=draws(program, params, key=prior_key, num_samples=2000) if prior else None,
                 names=[headline(row) for row in figures["data"]],
                 title=f"{program.path.stem}: {observed.text}",
             )
