@@ -197,6 +197,15 @@ def test_rows_are_of_one_size_and_say_what_their_colours_mean():
         assert axes.get_window_extent().width > 0.35 * box.width  # a legend that is too wide would narrow it
 
 
+def test_the_layout_has_settled_when_the_figure_is_saved():
+    """The first drawing may cut off labels, for which there is room at the second."""
+    figure = drawn(gaussian((2,)), RNG.normal(size=(60, 2)))
+    pixels(figure)
+    first = [axes.get_position().bounds for axes in figure.axes]
+    pixels(figure)
+    np.testing.assert_allclose([axes.get_position().bounds for axes in figure.axes], first, atol=2e-3)
+
+
 def test_three_dimensions_are_pairs_of_samples_on_data():
     x0 = RNG.normal(size=(60, 3))
     figure = drawn(gaussian((3,)), x0)
