@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 
 from dpm_ppl.data import draw
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.kernels.kernel import whole
+from dpm_ppl.kernels.kernel import widened
 from dpm_ppl.programs import Reader, called, instantiate, takes
 from dpm_ppl.tracing import shapes_of, trace_shapes
 
@@ -162,7 +162,7 @@ def _few(data: Any) -> Any:
     elif not isinstance(data, dict | tuple):
         return None
     batch = draw(data, key=jax.random.key(0), num_data=3)
-    kept = {name: whole(jnp.asarray(batch[name])) for name in (batch if isinstance(batch, dict) else range(len(batch)))}
+    kept = {name: widened(jnp.asarray(batch[name])) for name in (batch if isinstance(batch, dict) else range(len(batch)))}
     return kept if isinstance(batch, dict) else tuple(kept.values())
 
 

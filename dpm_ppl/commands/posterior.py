@@ -37,9 +37,8 @@ def posterior(
     force: Force = False,
 ) -> None:
     """Denoise or complete data: samples given what is observed, and its evidence: posterior.nc, .json and .png."""
-    from dpm_ppl.reports.panels import is_plane
     from dpm_ppl.reports.posterior import headline, report, table
-    from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure
+    from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure, shows_prior
     from dpm_ppl.reports.samples import draws
 
     with clear_errors():
@@ -75,7 +74,7 @@ def posterior(
         typer.echo(table(figures))
 
         def draw() -> Any:
-            shared = is_plane(event_shape, support) and (given is None or len(observed.y) == 1)  # one prior of all
+            shared = shows_prior(event_shape, support) and (given is None or len(observed.y) == 1)  # one prior of all
             return posterior_figure(
                 each[:MOST_SHOWN],
                 y=observed.y,

@@ -16,6 +16,8 @@ from dpm_ppl.inference.psis import GOOD_KHAT
 from dpm_ppl.reports.evaluation import LITTLE_OVERLAP, particle_counts, sandwich_at
 from dpm_ppl.reports.panels import DATA, LIMIT, MODEL, QUIET
 
+BOUNDS = "true reverse step, between its bounds\n(Sohl-Dickstein et al. 2015, eq. 24)"
+
 _BITS = np.log(2.0)
 
 
@@ -87,7 +89,7 @@ def draw_khat(axes: Axes, khat: ArrayLike) -> None:
             fontsize="small",
         )
     margin = 0.06 * (high - low)
-    axes.set(ylim=(low - margin, high + margin), xlabel="datum", ylabel="k-hat", title="Tails of the weights")
+    axes.set(ylim=(low - margin, high + margin), xlabel="datum", ylabel="Pareto k-hat", title="Tails of the weights")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="x-small", framealpha=0.8)
 
@@ -176,7 +178,7 @@ def draw_work(axes: Axes, work: DissipatedWork) -> None:
     axes.set(
         xlim=(low - margin, high + margin), xlabel="dissipated work, log p(x$^{(0)}$) − log w (bits)", ylabel="density"
     )
-    axes.set_title("Work on simulated data (Crooks)")
+    axes.set_title("Work on simulated data (Crooks 1999)")
     axes.legend(fontsize="x-small", framealpha=0.8)
 
 
@@ -205,7 +207,7 @@ def draw_entropy_production(axes: Axes, cross_entropy: ArrayLike, *, bounds: Ent
         return
     lower, upper = (np.asarray(bound, float) / _BITS for bound in (bounds.lower, bounds.upper))
     produced, least = _averaged(cross - upper), _averaged(lower - upper)
-    axes.fill_between(t, least, 0, color=QUIET, alpha=0.3, linewidth=0, label="between the bounds of eq. 24")
+    axes.fill_between(t, least, 0, color=QUIET, alpha=0.3, linewidth=0, label=BOUNDS)
     axes.plot(
         t,
         produced,

@@ -1,5 +1,7 @@
 """Figures: of a fit, the paper's figure 1 and its curves; and of samples. They draw what is computed elsewhere."""
 
+import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,19 +10,22 @@ from jax.typing import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpm_ppl.data import valid_sequences
 from dpm_ppl.diffusion import Diffusion
+from dpm_ppl.reports import drift
+from dpm_ppl.reports.frequencies import draw_frequencies, sequences_of
+from dpm_ppl.reports.pairs import HEIGHT, MOST_COORDINATES, pair_plot
 from dpm_ppl.reports.panels import (
     DATA,
     LIMIT,
     MODEL,
+    caption,
     common_scale,
-    draw_drift,
-    draw_frequencies,
     draw_states,
-    has_drift,
-    is_binary_vector,
+    hues,
+    is_cloud,
+    is_label,
     is_plane,
+    is_sequence,
 )
 
 _BITS = np.log(2.0)
@@ -39,7 +44,10 @@ def fit_figure(
     data: Any = None,
     title: str = "",
 ) -> Figure:
-    """The figure of a fit: both chains at a few times, the learned drift or frequencies, the loss, the bound per step.
+    """The figure of a fit: both chains at a few times, what else their kind can show, the loss, the bound per step.
+
+    Of points of the plane that is the learned drift; of three and more dimensions a pair plot of samples on data; of
+    bits, letters and labels how often each sequence comes, where they are few.
 
     Args:
         diffusion: The diffusion, with its parameters in place.
@@ -50,7 +58,7 @@ def fit_figure(
         elbo: Final ELBO, nats per datum.
         null: L_null, the bound of a model that has learned nothing, nats per datum.
         entropy_limit: Expected log density of the data, nats per datum, where known: no ELBO is above it.
-        data: The data; where it can list its sequences, their frequencies are drawn.
+        data: The data; where its law can list its sequences, their frequencies are drawn.
         title: Heading.
 
     Returns:
@@ -62,32 +70,61 @@ def fit_figure(
     Source: Sohl-Dickstein et al. 2015, figure 1.
     """
     times = _times(forward, reverse)
-    support = diffusion.kernel.stationary().support
-    plane, binary = is_plane(diffusion.event_shape, support), is_binary_vector(diffusion.event_shape, support)
-    sequences = valid_sequences(data) if binary else None
-    drift = plane and has_drift(diffusion)
-    heights = [3.0, 3.0, *([3.4] if drift else [2.4] if sequences else []), 3.3]
-    width = 9.5
-    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
+    shape, support = diffusion.event_shape, diffusion.kernel.stationary().support
+    discrete = is_sequence(shape, support) or is_label(shape, support)
+    sequences = sequences_of(data, forward[0]) if discrete else None
+    num_rows = 3 if is_plane(shape, support) and drift.has_drift(diffusion) else 2
+    below = (
+        [HEIGHT * min(MOST_COORDINATES, math.prod(shape))] if is_cloud(shape, support) else [2.6] if sequences else []
+    )
+    heights = [3.0 * num_rows + 0.3, *below, 3.9]
+    figure = Figure(figsize=(9.5, sum(heights) + 0.3), layout="constrained")
     figure.suptitle(title)
     rows: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
-    scale = common_scale([*forward.values(), *reverse.values()], symmetric=plane)
-    for row, states, name, color in ((rows[0], forward, "Forward", DATA), (rows[1], reverse, "Reverse", MODEL)):
-        for axes, t in zip(np.ravel(row.subplots(1, len(times), sharey=True)), times, strict=True):
-            draw_states(axes, states[t], support=support, scale=scale, origin=states[0], color=color)
-            axes.set_title(_state_title(name, t, diffusion.num_steps))
-            axes.label_outer()
-    if drift:
-        steps = sorted({max(t, min(2, diffusion.num_steps)) for t in times})
-        for axes, t in zip(np.ravel(rows[2].subplots(1, len(steps), sharey=True)), steps, strict=True):
-            draw_drift(axes, diffusion, t, scale=scale, behind=forward.get(t, forward[0]))
-            axes.label_outer()
+    _draw_chains(rows[0], diffusion, times, forward=forward, reverse=reverse, num_rows=num_rows)
+    if is_cloud(shape, support):
+        rows[1].suptitle("Samples on data")
+        pair_plot(rows[1], {"data": (forward[0], DATA), "samples": (reverse[0], MODEL)})
     elif sequences is not None:
-        draw_frequencies(rows[2].subplots(), reverse[0], sequences=sequences[0], probabilities=sequences[1])
+        draw_frequencies(rows[1].subplots(), reverse[0], sequences)
     loss_axes, step_axes = rows[-1].subplots(1, 2)
     draw_loss(loss_axes, losses, elbo=elbo, null=null, entropy_limit=entropy_limit)
     draw_step_bound(step_axes, kl)
+    figure.draw_without_rendering()  # the constrained layout settles at the second drawing: the first may cut labels
     return figure
+
+
+def _draw_chains(
+    figure: Any,
+    diffusion: Diffusion,
+    times: list[int],
+    *,
+    forward: Mapping[int, ArrayLike],
+    reverse: Mapping[int, ArrayLike],
+    num_rows: int,
+) -> None:
+    """A row of panels for each chain and, of three rows, the drift: all of one size; below them what colours mean."""
+    shape, support = diffusion.event_shape, diffusion.kernel.stationary().support
+    plane = is_plane(shape, support)
+    scale = common_scale([*forward.values(), *reverse.values()], symmetric=plane)
+    grid = figure.subplots(num_rows, len(times), sharex=True, sharey=True, squeeze=False)
+    for row, states, name, color in ((grid[0], forward, "Forward", DATA), (grid[1], reverse, "Reverse", MODEL)):
+        hue = hues(states[0], forward[0]) if plane or is_cloud(shape, support) else None
+        for axes, t in zip(row, times, strict=True):
+            draw_states(axes, states[t], support=support, scale=scale, hue=hue, color=color)
+            axes.set_title(_state_title(name, t, diffusion.num_steps))
+    words = [caption(shape, support)]
+    if num_rows == 3:
+        words.append(drift.CAPTION)
+        steps = [max(t, min(2, diffusion.num_steps)) for t in times]  # step 1 is the decoder's, of no interest here
+        for column, (axes, t) in enumerate(zip(grid[2], steps, strict=True)):
+            if t in steps[:column]:
+                axes.remove()
+            else:
+                drift.draw_drift(axes, diffusion, t, scale=scale, behind=forward.get(t, forward[0]))
+    for axes in grid.flat:
+        axes.label_outer()
+    figure.supxlabel(textwrap.fill(" ".join(words), 125), fontsize="small")
 
 
 def draw_loss(
@@ -104,30 +141,49 @@ def draw_loss(
         axes: Where to draw.
         losses: -ELBO of each iteration, nats per datum.
         elbo: Final ELBO, nats per datum, where known.
-        null: L_null, what the bound is without learning, nats per datum, where known; the axis ends a little below it.
+        null: L_null, what the bound is without learning, nats per datum, where known. It and the beginning of the
+            curve may lie below the axis, which the legend says: the axis has room for the rest.
         entropy_limit: What no ELBO is above, nats per datum, where known.
     """
     iterations, mean, low, high = smoothed(-np.asarray(losses, float) / _BITS)
-    axes.fill_between(iterations, low, high, color=MODEL, alpha=0.2, linewidth=0, label="10% to 90% of estimates")
-    axes.plot(iterations, mean, color=MODEL, label="training estimate, averaged")
     lines = [
-        (entropy_limit, LIMIT, ":", "entropy limit"),
+        (entropy_limit, LIMIT, ":", "entropy limit of the data"),
         (elbo, DATA, "--", "at the end"),
-        (null, "black", "-.", "nothing learned, L_null"),
+        (null, "black", "-.", "nothing learned (L_null)"),
     ]
     known = [(nats / _BITS, *look) for nats, *look in lines if nats is not None]
+    bottom, top = _interesting(mean, [nats / _BITS for nats in (entropy_limit, elbo) if nats is not None])
+    margin = 0.1 * (top - bottom)
+    if null is not None and bottom - (top - bottom) < null / _BITS < bottom:
+        bottom = null / _BITS
+    bottom, top = bottom - margin, top + margin
+    begins = iterations[np.argmax(mean >= bottom)]
+    cut = f"; below the axis before iteration {begins:.0f}" if mean[0] < bottom else ""
+    axes.fill_between(iterations, low, high, color=MODEL, alpha=0.2, linewidth=0, label="10% to 90% of estimates")
+    axes.plot(iterations, mean, color=MODEL, label=f"training estimate, averaged{cut}")
     for value, color, style, name in known:
-        if np.isfinite(value):
+        if bottom <= value <= top:
             axes.axhline(value, color=color, linestyle=style, linewidth=1.2, label=f"{name}, {value:.3f}")
         else:  # L_null is -inf where the end of the chain lacks some of the data
-            axes.plot([], [], color=color, linestyle=style, label=f"{name}, {value}")
-    ends = [value for value, *_ in known if np.isfinite(value)]
-    shown = ends + ([] if null is not None and np.isfinite(null) else [*mean[np.isfinite(mean)]])
-    top, bottom = max(shown, default=1.0), min(shown, default=0.0)
-    height = top - bottom or 1.0
-    axes.set(ylim=(bottom - 0.2 * height, top + 0.1 * height), xscale="log")
+            where: Any = {"transform": axes.transAxes, "marker": "v", "linestyle": "none", "clip_on": False}
+            axes.plot([0.02], [0.0], color=color, label=f"{name}, {value:.3f}: below the axis", **where)
+    axes.set(ylim=(bottom, top), xscale="log", xlim=(iterations[0], max(iterations[-1], 2)))
     axes.set(xlabel="iteration", ylabel="objective (bits per datum)", title="Training")
     _legend_below(axes)
+
+
+def _interesting(mean: np.ndarray, levels: list[float]) -> tuple[float, float]:
+    """The range of a curve that is worth an axis: where it spends most of its iterations, and the levels.
+
+    Args:
+        mean: Means over windows evenly spaced in the logarithm of the iteration.
+        levels: What the curve is compared with.
+    """
+    finite = mean[np.isfinite(mean)]
+    late = finite[len(finite) // 2 :]
+    shown = [*np.quantile(finite, [0.4] if len(finite) else []), *late, *(x for x in levels if np.isfinite(x))]
+    bottom, top = min(shown, default=0.0), max(shown, default=1.0)
+    return (bottom, top) if top > bottom else (bottom - 0.5, top + 0.5)
 
 
 def smoothed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -156,7 +212,7 @@ def draw_step_bound(axes: Axes, kl: ArrayLike) -> None:
         kl: Nats, shape (num_data, T - 1), for t = 2..T.
     """
     kls = np.asarray(kl, float) / _BITS
-    axes.set(xlabel="step t", ylabel="KL of one step (bits per datum)", title="The bound, step by step")
+    axes.set(xlabel="step t", ylabel="KL of a step (bits per datum)", title="The bound, step by step")
     if kls.shape[1] == 0:
         axes.text(0.5, 0.5, "T = 1: no step is learned", ha="center", transform=axes.transAxes)
         return
@@ -165,19 +221,29 @@ def draw_step_bound(axes: Axes, kl: ArrayLike) -> None:
     t = 2 + starts + (sizes - 1) / 2
     total, kls = kls.sum(1).mean(), np.add.reduceat(kls, starts, axis=1) / sizes
     mean, error = kls.mean(0), kls.std(0) / np.sqrt(max(len(kls) - 1, 1))
-    band = (mean - 2 * error, mean + 2 * error)
-    axes.fill_between(t, *band, color=MODEL, alpha=0.3, linewidth=0, label="± 2 standard errors")
+    steep = mean.min() > 0 and mean.max() > 20 * np.median(mean)
+    low, high = mean - 2 * error, mean + 2 * error
+    if steep:  # on a logarithmic axis, which has no place for what is not positive
+        axes.set(yscale="log", ylim=(0.5 * mean.min(), 1.5 * high.max()))
+        low = np.maximum(low, axes.get_ylim()[0])
+    elif mean.min() >= 0:
+        axes.set_ylim(0, 1.05 * high.max() or 1.0)
+    axes.fill_between(
+        t,
+        low,
+        high,
+        color=MODEL,
+        alpha=0.35,
+        linewidth=0.8,
+        label=f"± 2 standard errors, at most {2 * error.max():.2g}",
+    )
     marker = "." if len(t) < 100 else None
     axes.plot(t, mean, color=MODEL, marker=marker, linewidth=1, label=f"mean; the sum is {total:.3f} bits")
-    if mean.min() > 0 and mean.max() > 20 * np.median(mean):
-        axes.set_yscale("log")
-    elif mean.min() >= 0:
-        axes.set_ylim(bottom=0)
     _legend_below(axes)
 
 
 def _legend_below(axes: Axes) -> None:
-    axes.legend(fontsize="x-small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    axes.legend(fontsize="x-small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _state_title(name: str, t: int, num_steps: int) -> str:

@@ -18,6 +18,7 @@ from numpyro.distributions import constraints
 
 from dpm_ppl.inference import Posterior
 from dpm_ppl.inference.psis import GOOD_KHAT
+from dpm_ppl.reports.pairs import MOST_COORDINATES, pair_plot
 from dpm_ppl.reports.panels import (
     LIMIT,
     MODEL,
@@ -25,14 +26,31 @@ from dpm_ppl.reports.panels import (
     QUIET,
     common_scale,
     draw_states,
-    is_binary_vector,
+    is_cloud,
     is_image,
+    is_label,
     is_plane,
+    is_sequence,
 )
 
 MOST_SHOWN = 6  # data in a figure
 
-_NUM_SAMPLES = {"plane": 500, "sequence": 20, "image": 16, "other": 30}
+_NUM_SAMPLES = {"cloud": 500, "sequence": 20, "image": 16, "other": 30}
+
+# Of each kind of datum: data beside one another, and the width and height of one, inches.
+_LAYOUT = {
+    "plane": (3, 4.2, 4.8),
+    "cloud": (2, 5.6, 5.6),
+    "bits": (3, 4.2, 4.6),
+    "letters": (3, 4.2, 4.6),
+    "label": (3, 3.4, 3.2),
+    "image": (1, 10.0, 2.7),
+    "other": (1, 10.0, 3.2),
+}
+
+_MOST_KHAT = 2.0  # on the axis
+
+_WHOLE = constraints.nonnegative_integer
 
 
 def posterior_figure(
@@ -54,7 +72,7 @@ def posterior_figure(
         known: Which coordinates were, boolean, shape (*event).
         support: Where data lie.
         noise: Standard deviation of the noise of real numbers, or None.
-        prior: Samples without an observation, shape (num_samples, 2), to be drawn behind points of the plane.
+        prior: Samples without an observation, shape (num_samples, *event), to be drawn behind points.
         names: Title of each datum.
         title: Heading.
 
@@ -64,11 +82,9 @@ def posterior_figure(
     y, known = np.asarray(y, float), np.asarray(known, bool)
     shown, kind = list(posteriors)[:MOST_SHOWN], _kind(known.shape, support)
     labels = [f"datum {i}" for i in range(len(shown))]
-    num_columns = {"image": 1, "other": 1, "plane": 3, "sequence": 3}[kind]
+    num_columns, width, height = _LAYOUT[kind]
     num_columns = min(num_columns, len(shown))
-    num_rows = math.ceil(len(shown) / num_columns)
-    height = {"plane": 4.8, "sequence": 4.6, "image": 2.7, "other": 3.2}[kind]
-    width = {"plane": 4.2, "sequence": 4.2, "image": 10.0, "other": 10.0}[kind] * num_columns
+    num_rows, width = math.ceil(len(shown) / num_columns), width * num_columns
     figure = Figure(figsize=(max(width, 8.0), height * num_rows + 3.3), layout="constrained")
     hidden = len(posteriors) - len(shown)
     figure.suptitle(f"{title}; {len(shown)} of {len(posteriors)} data" if hidden else title)
@@ -79,9 +95,14 @@ def posterior_figure(
         cell.suptitle(f"{labels[i]}: {names[i]}" if i < len(names) else labels[i], fontsize="medium")
         if kind == "plane":
             draw_plane(cell.subplots(), posterior, y=datum, known=known, noise=noise, prior=prior)
-        elif kind == "sequence":
+        elif kind == "cloud":
+            draw_cloud(cell, posterior, y=datum, known=known, noise=noise, prior=prior)
+        elif kind in ("bits", "letters"):
             top, bottom = cell.subplots(2, 1, height_ratios=[3, 8], sharex=True)
-            draw_sequences(top, bottom, posterior, y=datum, known=known)
+            draw = draw_sequences if kind == "bits" else draw_letters
+            draw(top, bottom, posterior, y=datum, known=known)
+        elif kind == "label":
+            draw_label(cell.subplots(), posterior, y=datum, known=known)
         elif kind == "image":
             _draw_images(cell.subplots(1, 4), posterior, y=datum, known=known, support=support)
         else:
@@ -89,6 +110,11 @@ def posterior_figure(
     left, right = below.subplots(1, 2)
     draw_weights(left, right, dict(zip(labels, shown, strict=True)))
     return figure
+
+
+def shows_prior(event_shape: tuple[int, ...], support: constraints.Constraint) -> bool:
+    """Whether samples without an observation are drawn behind those of the posterior: where both are points."""
+    return _kind(event_shape, support) in ("plane", "cloud")
 
 
 def draw_plane(
@@ -111,7 +137,7 @@ def draw_plane(
         noise: Standard deviation of the noise, or None.
         prior: Samples without an observation, shape (num_samples, 2).
     """
-    y, known, samples = np.asarray(y, float), np.asarray(known, bool), _samples(posterior, _NUM_SAMPLES["plane"])
+    y, known, samples = np.asarray(y, float), np.asarray(known, bool), _samples(posterior, _NUM_SAMPLES["cloud"])
     behind = samples if prior is None else np.asarray(prior)[:NUM_POINTS]
     reach = np.abs(np.where(known, y, 0)).max() + (2 * noise if noise is not None and known.any() else 0)
     high = 1.05 * max(common_scale([behind, samples], symmetric=True)[1], reach)
@@ -160,6 +186,42 @@ def _draw_histogram(axes: Axes, values: np.ndarray, *, beside: float, upright: b
     fill(np.repeat(edges, 2)[1:-1], beside, outline, color=MODEL, alpha=0.3, linewidth=0)
 
 
+def draw_cloud(
+    figure: Any,
+    posterior: Posterior,
+    *,
+    y: ArrayLike,
+    known: ArrayLike,
+    noise: float | None = None,
+    prior: ArrayLike | None = None,
+) -> None:
+    """Draws a posterior over points of three or four dimensions: a pair plot over the prior, and what was observed.
+
+    Args:
+        figure: Figure or subfigure, to be filled; its heading stays.
+        posterior: `Posterior` of an event of three or four coordinates.
+        y: What was observed, shape (*event): a line in each coordinate that was, with twice the noise around.
+        known: Which coordinates were, shape (*event).
+        noise: Standard deviation of the noise, or None.
+        prior: Samples without an observation, shape (num_samples, *event).
+    """
+    y, known, mean = (np.ravel(np.asarray(x)) for x in (y, known, posterior.mean()))
+    clouds = {} if prior is None else {"prior": (prior, QUIET)}
+    clouds |= {"posterior": (_samples(posterior, _NUM_SAMPLES["cloud"]), MODEL)}
+    for (row, column), axes in pair_plot(figure, clouds).items():
+        lines: list[Any] = [(axes.axvline, axes.axvspan, column)]
+        lines += [(axes.axhline, axes.axhspan, row)] * (row != column)
+        for line, span, i in lines:
+            if known[i]:
+                line(y[i], color="black", linewidth=0.8)
+                if noise is not None:
+                    span(y[i] - 2 * noise, y[i] + 2 * noise, color="black", alpha=0.08, linewidth=0)
+        if row != column:
+            axes.plot(mean[column], mean[row], "D", markersize=4, color=LIMIT, markeredgecolor="white")
+    words = "black: observation" if noise is None else "black: observation, ± 2 noise"
+    figure.supxlabel(f"{words}; green: mean", fontsize="small")
+
+
 def draw_sequences(top: Axes, bottom: Axes, posterior: Posterior, *, y: ArrayLike, known: ArrayLike) -> None:
     """Draws a posterior over binary sequences: observation, mean and spread as rows; below them samples.
 
@@ -178,8 +240,56 @@ def draw_sequences(top: Axes, bottom: Axes, posterior: Posterior, *, y: ArrayLik
     top.hlines([0.5, 1.5], -0.5, mean.size - 0.5, color="white", linewidth=3)
     top.set_yticks(range(3), ["observation", "mean", "spread"])
     samples = _samples(posterior, _NUM_SAMPLES["sequence"])
-    draw_states(bottom, samples, support=constraints.boolean, scale=(0.0, 1.0), origin=samples, color=MODEL)
+    draw_states(bottom, samples, support=_WHOLE, scale=(0.0, 1.0), color=MODEL)
     bottom.set(ylabel="samples", yticks=[])
+
+
+def draw_letters(top: Axes, bottom: Axes, posterior: Posterior, *, y: ArrayLike, known: ArrayLike) -> None:
+    """Draws a posterior over sequences of states that are no bits: how probable each is in each place, and samples.
+
+    Args:
+        top: Where the probabilities go, a row for each state; what was observed is crossed.
+        bottom: Where samples go.
+        posterior: `Posterior` of event shape (length,).
+        y: What was observed, shape (length,).
+        known: Which places were, shape (length,).
+    """
+    states, share = _state_probabilities(posterior)
+    top.imshow(share, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower")
+    places = np.flatnonzero(np.asarray(known, bool))
+    style: Any = {"markersize": 8, "markeredgewidth": 1.8, "color": LIMIT}
+    top.plot(places, np.searchsorted(states, np.asarray(y)[places]), "+", **style)
+    top.set(ylabel="state", title="probability, black 1; + observed")
+    top.set_yticks(range(len(states)), [str(state) for state in states])
+    samples = _samples(posterior, _NUM_SAMPLES["sequence"])
+    draw_states(bottom, samples, support=_WHOLE, scale=common_scale([states]), color=MODEL)
+    bottom.set(ylabel="samples", yticks=[])
+
+
+def draw_label(axes: Axes, posterior: Posterior, *, y: ArrayLike, known: ArrayLike) -> None:
+    """Draws a posterior over one whole number as bars.
+
+    Args:
+        axes: Where to draw.
+        posterior: `Posterior` of an event of one coordinate.
+        y: What was observed.
+        known: Whether it was.
+    """
+    states, share = _state_probabilities(posterior)
+    axes.bar(states, share[:, 0], color=MODEL, width=0.8, label="posterior")
+    if np.all(known):
+        axes.axvline(float(np.ravel(np.asarray(y))[0]), color="black", linestyle=":", label="observation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="state", ylabel="probability", ylim=(0, 1.04))
+    axes.legend(fontsize="x-small", framealpha=0.8)
+
+
+def _state_probabilities(posterior: Posterior) -> tuple[np.ndarray, np.ndarray]:
+    """All states from the least to the greatest seen, and how probable each is in each place, (num_states, length)."""
+    samples = np.asarray(posterior.samples).astype(int).reshape(posterior.num_particles, -1)
+    states = np.arange(min(samples.min(), 0), samples.max() + 1)
+    weight = np.asarray(posterior.weight, float)
+    return states, np.stack([weight @ (samples == state) for state in states])
 
 
 def draw_coordinates(
@@ -197,7 +307,7 @@ def draw_coordinates(
     (mean, spread), samples = _moments(posterior), _samples(posterior, _NUM_SAMPLES["other"])
     place, seen = np.arange(mean.size), np.ravel(np.asarray(known, bool))
     lines = axes.plot(place, samples.reshape(len(samples), -1).T, ".-", color=MODEL, alpha=0.2, linewidth=0.8)
-    lines[0].set_label("samples")
+    lines[0].set_label("samples, a line each")
     error: Any = {"fmt": "D", "markersize": 4, "capsize": 3, "color": LIMIT, "label": "mean, 2 sd"}
     axes.errorbar(place, mean.ravel(), 2 * spread.ravel(), **error)
     observed: Any = {"fmt": "+", "markersize": 10, "markeredgewidth": 1.8, "color": "black", "label": "observation"}
@@ -213,19 +323,24 @@ def draw_weights(ess_axes: Axes, khat_axes: Axes, posteriors: Mapping[str, Poste
 
     Args:
         ess_axes: Where the shares go.
-        khat_axes: Where k-hat goes; values above 2 are drawn there, and infinite ones too.
+        khat_axes: Where k-hat goes; values above 2, infinite ones too, are triangles at the edge and counted.
         posteriors: `Posterior` by name.
     """
-    colors = matplotlib.color_sequences["tab10"]
+    colors, least = matplotlib.color_sequences["tab10"], -1.0
     for (name, posterior), color in zip(posteriors.items(), colors, strict=False):
-        share, khat = np.asarray(posterior.ess) / posterior.num_particles, np.minimum(posterior.khat, 2.0)
-        marker = "." if len(share) <= 100 else None
+        share, khat = np.asarray(posterior.ess) / posterior.num_particles, np.asarray(posterior.khat)
+        marker, beyond = "." if len(share) <= 100 else None, np.flatnonzero(khat > _MOST_KHAT)
         ess_axes.plot(share, marker=marker, linewidth=1, color=color, label=name)
-        khat_axes.plot(khat, marker=marker, linewidth=1 if marker else 0.6, color=color, label=name)
-    khat_axes.axhline(GOOD_KHAT, color="black", linestyle="--", linewidth=1, label=f"{GOOD_KHAT}")
+        within = np.where(khat > _MOST_KHAT, np.nan, khat)
+        label = f"{name}; {len(beyond)} of {len(khat)} steps beyond the axis" if len(beyond) else name
+        khat_axes.plot(within, marker=marker, linewidth=1 if marker else 0.6, color=color, label=label)
+        khat_axes.plot(beyond, np.full(len(beyond), _MOST_KHAT), "^", markersize=5, color=color)
+        least = min([least, *khat[np.isfinite(khat)]])
+    khat_axes.axhline(GOOD_KHAT, color="black", linestyle="--", linewidth=1, label=f"{GOOD_KHAT}: trust what is below")
     ess_axes.set(xlabel="step t", ylabel="effective share of particles", title="Effective sample size")
     ess_axes.set(ylim=(0, 1.04))
-    khat_axes.set(xlabel="step t", ylabel="k-hat", title="Tails of the weights", ylim=(-1.0, 2.1))
+    khat_axes.set(xlabel="step t", ylabel="Pareto k-hat", title="Tails of the weights")
+    khat_axes.set(xlim=ess_axes.get_xlim(), ylim=(least - 0.1, _MOST_KHAT + 0.1))
     khat_axes.legend(fontsize="x-small", framealpha=0.8)
 
 
@@ -233,7 +348,7 @@ def _draw_images(axes: Any, posterior: Posterior, *, y: np.ndarray, known: np.nd
     """Observation (the rest hatched), mean, spread and samples of an image."""
     mean, spread = _moments(posterior)
     samples = _samples(posterior, _NUM_SAMPLES["image"])
-    low, high = common_scale([samples, y[known]], symmetric=False)
+    low, high = common_scale([samples, y[known]])
     flat = known if known.ndim == 2 else known.any(-1)
     panels = [(y, low, high), (mean, low, high), (spread, 0.0, float(spread.max()) or 1.0)]
     for place, (values, least, most), name in zip(axes, panels, ("observation", "mean", "spread"), strict=False):
@@ -244,7 +359,7 @@ def _draw_images(axes: Any, posterior: Posterior, *, y: np.ndarray, known: np.nd
         _hatch(place)
         place.imshow(np.concatenate([colors, opaque[..., None]], -1), interpolation="nearest")
         place.set(xticks=[], yticks=[], title=name if name != "spread" else f"spread, up to {spread.max():.2g}")
-    draw_states(axes[3], samples, support=support, scale=(low, high), origin=samples, color=MODEL)
+    draw_states(axes[3], samples, support=support, scale=(low, high), color=MODEL)
     axes[3].set_title("samples")
 
 
@@ -256,8 +371,12 @@ def _hatch(axes: Axes) -> None:
 def _kind(event_shape: tuple[int, ...], support: constraints.Constraint) -> str:
     if is_plane(event_shape, support):
         return "plane"
-    if is_binary_vector(event_shape, support):
-        return "sequence"
+    if is_cloud(event_shape, support) and math.prod(event_shape) <= MOST_COORDINATES:
+        return "cloud"
+    if is_label(event_shape, support):
+        return "label"
+    if is_sequence(event_shape, support):
+        return "bits" if getattr(support, "base_constraint", support) is constraints.boolean else "letters"
     return "image" if is_image(event_shape) else "other"
 
 

@@ -1,5 +1,7 @@
 """Samples of a fitted program: drawn in blocks, shown, and compared with data."""
 
+import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,21 +17,26 @@ from numpyro.distributions import constraints
 from tqdm import tqdm
 
 from dpm_ppl.chains import reverse_states
-from dpm_ppl.data import fresh_data, valid_sequences
+from dpm_ppl.data import fresh_data
 from dpm_ppl.inference import coverage, discriminate
 from dpm_ppl.parts import Parts, parts_of
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import draw_loss
+from dpm_ppl.reports.frequencies import draw_frequencies, sequences_of
 from dpm_ppl.reports.numbers import known_or_none
+from dpm_ppl.reports.pairs import HEIGHT, MOST_COORDINATES, pair_plot
 from dpm_ppl.reports.panels import (
     DATA,
     MODEL,
+    caption,
     common_scale,
-    draw_frequencies,
     draw_states,
-    is_binary_vector,
+    hues,
+    is_cloud,
+    is_label,
     is_plane,
+    is_sequence,
 )
 
 
@@ -128,7 +135,9 @@ def samples_figure(
     entropy_limit: float | None = None,
     title: str = "",
 ) -> Figure:
-    """Samples, beside data where there are any, the frequencies of sequences that the data can list, and the loss.
+    """Samples, beside data where there are any, how often each of a few sequences comes, and the loss.
+
+    Points of three and more dimensions are a pair plot, samples on data.
 
     Args:
         samples: Samples x^0 of the model, shape (num_samples, *event).
@@ -143,20 +152,40 @@ def samples_figure(
     Returns:
         A figure that belongs to no window.
     """
-    event_shape = np.shape(samples)[1:]
-    plane, binary = is_plane(event_shape, support), is_binary_vector(event_shape, support)
-    sequences = valid_sequences(data) if binary else None
-    panels = [(samples, f"{len(np.asarray(samples)):,} samples", MODEL), *([] if x0 is None else [(x0, "Data", DATA)])]
-    heights = [4.0, *([2.6] if sequences else []), *([] if losses is None else [3.3])]
-    figure = Figure(figsize=(4 * len(panels) + 0.5, sum(heights) + 0.4), layout="constrained")
+    shape, num = np.shape(samples)[1:], f"{len(np.asarray(samples)):,} samples"
+    shown = {num: (samples, MODEL), **({} if x0 is None else {"Data": (x0, DATA)})}
+    cloud, discrete = is_cloud(shape, support), is_sequence(shape, support) or is_label(shape, support)
+    sequences = sequences_of(data, x0) if discrete else None
+    first = HEIGHT * min(MOST_COORDINATES, math.prod(shape)) if cloud else 4.0
+    heights = [first, *([2.6] if sequences else []), *([] if losses is None else [3.9])]
+    figure = Figure(figsize=(8.5 if cloud else 4 * len(shown) + 0.5, sum(heights) + 0.4), layout="constrained")
     figure.suptitle(title)
-    rows: Any = figure.subfigures(len(heights), 1, height_ratios=heights) if heights[1:] else [figure]
-    scale = common_scale([panel[0] for panel in panels], symmetric=plane)
-    for axes, (x, name, color) in zip(np.ravel(rows[0].subplots(1, len(panels), sharey=True)), panels, strict=True):
-        draw_states(axes, x, support=support, scale=scale, origin=x, color=color)
-        axes.set_title(name)
+    rows: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    if cloud:
+        rows[0].suptitle(num if x0 is None else f"{num} on data")
+        pair_plot(rows[0], dict(reversed(shown.items())))
+    else:
+        _draw_beside(rows[0], shown, support=support)
     if sequences:
-        draw_frequencies(rows[1].subplots(), samples, sequences=sequences[0], probabilities=sequences[1])
+        draw_frequencies(rows[1].subplots(), samples, sequences)
     if losses is not None:
         draw_loss(rows[-1].subplots(), losses, elbo=elbo, entropy_limit=entropy_limit)
     return figure
+
+
+def _draw_beside(figure: Any, shown: Mapping[str, tuple[ArrayLike, str]], *, support: constraints.Constraint) -> None:
+    """A panel for samples and one for data, on one scale; their colours are explained below."""
+    states = [x for x, _ in shown.values()]
+    shape = np.shape(states[0])[1:]
+    plane = is_plane(shape, support)
+    scale = common_scale(states, symmetric=plane)
+    grid = np.ravel(figure.subplots(1, len(shown), sharey=True))
+    for axes, (name, (x, color)) in zip(grid, shown.items(), strict=True):
+        hue = hues(x, states[-1]) if plane else None
+        draw_states(axes, x, support=support, scale=scale, hue=hue, color=color)
+        axes.set_title(name)
+    figure.supxlabel(textwrap.fill(_caption(shape, support), 55 * len(shown)), fontsize="small")
+
+
+def _caption(shape: tuple[int, ...], support: constraints.Constraint) -> str:
+    return "Colour: how far a point is from the centre." if is_plane(shape, support) else caption(shape, support)

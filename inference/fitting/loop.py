@@ -129,7 +129,7 @@ def compile_loop(
         )
     opening: Any = begin
     stepping: Any = step
-    if not jax.config.jax_disable_jit:  # under which there is nothing to compile ahead
+    if not _interpreted():  # under which there is nothing to compile ahead
         at = jax.eval_shape(begin, batches.source, carry, first)
         opening = jax.jit(begin).lower(batches.source, carry, first).compile()
         stepping = jax.jit(step, donate_argnums=0).lower(at, batches.source, first).compile()
@@ -152,7 +152,11 @@ def _one_by_one() -> bool:
     iteration of a small U-Net takes 7.8 s in a loop and 1.05 s alone; without convolutions dispatching costs nothing to
     speak of. On an accelerator a loop spares the host. Without compilation, too, a Python loop does.
     """
-    return jax.default_backend() == "cpu" or bool(jax.config.jax_disable_jit)
+    return jax.default_backend() == "cpu" or _interpreted()
+
+
+def _interpreted() -> bool:
+    return bool(jax.config.read("jax_disable_jit"))
 
 
 def _strong(leaf: Any) -> Array:

@@ -93,7 +93,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", choices=["unet", "swiss_roll"])
     options = parser.parse_args()
     print(describe())
-    figures = {}
+    figures: dict[str, float] = {}
     if options.only != "unet":
         roll = (swiss_roll.model, swiss_roll.guide), swiss_roll.data()
         figures |= compare("swiss_roll", *roll, batch_size=512, size=8, every=500, repeats=options.repeats)

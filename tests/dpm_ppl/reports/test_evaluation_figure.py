@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dpm_ppl.inference import dissipated_work
-from dpm_ppl.reports.evaluation_figure import draw_entropy_production, draw_estimates, draw_khat, draw_work
+from dpm_ppl.reports.evaluation_figure import BOUNDS, draw_entropy_production, draw_estimates, draw_khat, draw_work
 
 
 def lines(axes):
@@ -84,7 +84,7 @@ def test_entropy_panel(num_steps):
     expected = [(cross - upper)[i : i + width].mean() / np.log(2) for i in starts]
     np.testing.assert_allclose(line.get_ydata(), expected)
     np.testing.assert_allclose(line.get_xdata(), [np.arange(2, num_steps + 1)[i : i + width].mean() for i in starts])
-    band = lines(axes)["between the bounds of eq. 24"].get_paths()[0].vertices[:, 1]
+    band = lines(axes)[BOUNDS].get_paths()[0].vertices[:, 1]
     averaged = [(lower - upper)[i : i + width].mean() for i in starts]
     assert band.min() == pytest.approx(min(averaged) / np.log(2))
     assert band.max() == 0

@@ -1,14 +1,14 @@
 """Panels show what they are given, where it is."""
 
-import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
+import pytest
 from matplotlib.figure import Figure
-from matplotlib.quiver import Quiver
+from numpyro.distributions import constraints
 
-import dpm_ppl as dpm
-from dpm_ppl.reports.panels import draw_drift, sequence_counts, tiled
-from tests.dpm_ppl.reports.test_fit_figure import RNG, drawn, gaussian, heartbeat_samples, titles
+from dpm_ppl.reports.panels import common_scale, draw_states, hues, tiled
+from tests.dpm_ppl.reports.test_fit_figure import RNG, drawn, gaussian, titles
+
+WHOLE = constraints.nonnegative_integer
 
 
 def test_points_of_the_plane_are_drawn_where_they_are():
@@ -27,40 +27,63 @@ def test_points_of_the_plane_are_drawn_where_they_are():
 def test_colour_follows_a_point_along_its_trajectory():
     figure = drawn(gaussian((2,)), RNG.normal(size=(60, 2)))
     first, last = (axes.collections[0] for axes in figure.axes[:3:2])
-    np.testing.assert_allclose(first.get_array(), np.linalg.norm(first.get_offsets(), axis=1))
+    radius, array = np.linalg.norm(first.get_offsets(), axis=1), np.asarray(first.get_array())
+    order = np.argsort(radius)
+    assert np.all(np.diff(array[order]) >= 0)
     np.testing.assert_array_equal(last.get_array(), first.get_array())
 
 
-def test_drift_arrows_point_along_the_mean_step():
-    """The reverse step x -> (0.9 x_1 + 0.2, 1.2 x_2), not symmetric in any way."""
-    kernel = gaussian((2,)).kernel
-    diffusion = dpm.Diffusion(
-        kernel, lambda x, t: dist.Normal(x * jnp.array([0.9, 1.2]) + jnp.array([0.2, 0.0])).to_event(1)
-    )
+def test_colours_spread_over_the_data():
+    """Of points of the plane by their distance from the centre, of others by their third coordinate."""
+    ring = RNG.normal(size=(2000, 2))
+    ring *= np.linspace(0.7, 2.0, 2000)[:, None] / np.linalg.norm(ring, axis=1)[:, None]
+    hue = hues(ring, ring)
+    assert np.mean((hue == 0) | (hue == 1)) < 0.02
+    np.testing.assert_allclose(np.quantile(hue, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.01)
+    points = RNG.normal(size=(500, 3))
+    assert np.corrcoef(hues(points, points), points[:, 2])[0, 1] > 0.98
+    assert hues(np.array([[9.0, 0.0]]), ring)[0] == 1  # beyond all data
+
+
+def test_labels_are_bars_and_no_density():
     axes = Figure().subplots()
-    behind = RNG.normal(size=(200, 2))
-    draw_drift(axes, diffusion, 4, scale=(-3.0, 3.0), behind=behind)
-    arrows = [child for child in axes.get_children() if isinstance(child, Quiver)]
-    assert len(arrows) == 2  # where something was learned, and elsewhere
-    assert sum(len(quiver.U) for quiver in arrows) == 25**2
-    full = 0.0
-    for quiver in arrows:
-        at, arrow = quiver.XY, np.stack([quiver.U, quiver.V], 1)
-        step = at * [-0.1, 0.2] + [0.2, 0.0]
-        share = np.linalg.norm(arrow, axis=1) / np.linalg.norm(step, axis=1)
-        np.testing.assert_allclose(arrow, share[:, None] * step, atol=1e-6)
-        assert share.max() <= 1 + 1e-6
-        full += (share > 1 - 1e-6).sum()
-    assert full > 200  # only long ones are cut
-    strong = arrows[1].XY
-    assert (np.linalg.norm(strong[:, None] - behind, axis=-1).min(1) < 0.25).all()
+    x = np.repeat([0, 2, 3], [5, 2, 3])
+    draw_states(axes, x, support=WHOLE, scale=common_scale([x]), color="red")
+    bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches}
+    assert bars == pytest.approx({0: 0.5, 2: 0.2, 3: 0.3})
+    assert axes.get_xlim() == (-0.5, 3.5)
 
 
-def test_sequence_counts():
-    data, samples = heartbeat_samples()
-    counts, num_invalid = sequence_counts(samples, data.enumerate_support())
-    assert counts.tolist() == [5, 0, 12]
-    assert num_invalid == 3
+def test_letters_are_written_out():
+    axes = Figure().subplots()
+    x = RNG.integers(0, 5, size=(8, 4))
+    x[0, 0] = 4
+    draw_states(axes, x, support=WHOLE, scale=common_scale([x]), color="red")
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(place, row): str(x[row, place]) for row in range(8) for place in range(4)}
+    image = axes.images[0]
+    colors = image.cmap(image.norm(np.arange(5)))
+    assert len({tuple(color) for color in colors}) == 5
+
+
+def test_bits_are_black_and_white():
+    axes = Figure().subplots()
+    x = RNG.integers(0, 2, size=(50, 4))
+    draw_states(axes, x, support=WHOLE, scale=common_scale([x]), color="red")
+    assert not axes.texts
+    image = axes.images[0]
+    np.testing.assert_array_equal(image.get_array(), x[:30])
+    np.testing.assert_allclose(image.cmap(image.norm([0, 1]))[:, :3], [[1, 1, 1], [0, 0, 0]])
+
+
+def test_counts_have_shades_up_to_the_greatest():
+    axes = Figure().subplots()
+    x = RNG.poisson(20, size=(30, 6))
+    draw_states(axes, x, support=WHOLE, scale=common_scale([x]), color="red")
+    assert not axes.texts
+    low, high = axes.images[0].get_clim()
+    assert low < x.min()
+    assert high > x.max()
 
 
 def test_mosaic_shows_images_in_order():

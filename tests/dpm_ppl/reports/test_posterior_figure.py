@@ -13,7 +13,10 @@ from numpyro.distributions import constraints
 
 from dpm_ppl.inference import Posterior
 from dpm_ppl.reports.posterior_figure import (
+    draw_cloud,
     draw_coordinates,
+    draw_label,
+    draw_letters,
     draw_plane,
     draw_sequences,
     draw_weights,
@@ -53,7 +56,9 @@ def line(axes, label):
     ("event_shape", "support"),
     [
         ((2,), constraints.real),
+        ((3,), constraints.real),
         ((5,), constraints.boolean),
+        ((), constraints.boolean),
         ((4, 6), constraints.real),
         ((4, 4, 3), constraints.real),
         ((3, 3, 1), constraints.boolean),
@@ -142,6 +147,47 @@ def test_sequences_show_what_was_seen_mean_and_spread():
     assert abs(shown[:, 1].mean() - mean[1]) < 0.15
 
 
+def test_letters_show_how_probable_each_is_and_what_was_seen():
+    samples = RNG.integers(0, 4, size=(NUM, 3))
+    log_weight = np.where(samples[:, 1] == 2, 1.5, 0.0)
+    top, bottom = Figure().subplots(2, 1)
+    posterior = made(samples, log_weight=log_weight)
+    draw_letters(top, bottom, posterior, y=[3, 0, 1], known=[True, False, True])
+    weight = np.exp(log_weight) / np.exp(log_weight).sum()
+    expected = [[weight[samples[:, place] == state].sum() for place in range(3)] for state in range(4)]
+    np.testing.assert_allclose(top.images[0].get_array(), expected, atol=1e-6)
+    np.testing.assert_array_equal(top.lines[0].get_xydata(), [[0, 3], [2, 1]])
+    assert top.get_ylim()[0] < top.get_ylim()[1]  # states count upward
+    shown = np.asarray(bottom.images[0].get_array())
+    assert [text.get_text() for text in bottom.texts] == [str(state) for state in shown.ravel()]
+    assert (shown[:, None] == samples).all(-1).any(-1).all()
+
+
+def test_a_label_is_bars_of_the_weights():
+    samples, panel = np.repeat([0, 2], [100, 200]), axes()
+    draw_label(panel, made(samples, log_weight=np.where(samples == 0, np.log(6.0), 0.0)), y=0, known=False)
+    assert [bar.get_height() for bar in panel.patches] == pytest.approx([0.75, 0.0, 0.25])
+
+
+def test_a_cloud_is_points_over_the_prior_and_what_was_seen():
+    samples = RNG.normal(size=(NUM, 3)) * [0.1, 0.3, 1.0] + [1.0, -2.0, 0.5]
+    prior, figure = RNG.normal(size=(200, 3)), Figure()
+    y, known = np.array([1.1, 0.0, 0.7]), np.array([True, False, True])
+    draw_cloud(figure, made(samples), y=y, known=known, noise=0.25, prior=prior)
+    panel = next(panel for panel in figure.axes if panel.get_xlabel() == "$x_1$" and panel.get_ylabel() == "$x_3$")
+    behind, cloud = (c.get_offsets() for c in panel.collections[:2])
+    np.testing.assert_allclose(behind, prior[:, [0, 2]])
+    assert np.isclose(cloud[:, None], samples[:, [0, 2]]).all(-1).any(-1).all()
+    upright, lying, mean = panel.lines
+    np.testing.assert_array_equal(upright.get_xdata(), [1.1, 1.1])
+    np.testing.assert_array_equal(lying.get_ydata(), [0.7, 0.7])
+    np.testing.assert_allclose(mean.get_xydata()[0], samples[:, [0, 2]].mean(0), atol=1e-5)
+    spans = [patch.get_bbox() for patch in panel.patches]
+    np.testing.assert_allclose([spans[0].x0, spans[0].x1, spans[1].y0, spans[1].y1], [0.6, 1.6, 0.2, 1.2])
+    (unseen,) = (panel for panel in figure.axes if panel.get_ylabel() == "$x_2$")
+    assert len(unseen.lines) == 2  # the first coordinate alone was, and the mean
+
+
 def test_coordinates_show_two_standard_deviations():
     samples, panel = RNG.normal([1.0, -2.0, 5.0], [0.1, 1.0, 2.0], (NUM, 3)), axes()
     draw_coordinates(panel, made(samples), y=[1.0, 0.0, 3.0], known=[True, False, True], noise=0.3)
@@ -154,13 +200,31 @@ def test_coordinates_show_two_standard_deviations():
 
 
 def test_weights_are_drawn_step_by_step():
-    heavy = -np.sort(-np.log(RNG.pareto(1 / 1.5, size=(7, NUM))), -1)[:, :53]
+    shape = np.linspace(0.8, 3.5, 7)[:, None]  # of the tail at each step
+    heavy = -np.sort(-np.log(RNG.pareto(1 / shape, size=(7, NUM))), -1)[:, :53]
     posteriors = {"even": made(np.zeros((NUM, 1))), "heavy": made(np.zeros((NUM, 1)), khat_of=heavy)}
     left, right = Figure().subplots(1, 2)
     draw_weights(left, right, posteriors)
     for name, posterior in posteriors.items():
         np.testing.assert_allclose(line(left, name).get_ydata(), np.asarray(posterior.ess) / NUM)
         np.testing.assert_array_equal(line(left, name).get_xdata(), np.arange(7))
-        np.testing.assert_allclose(line(right, name).get_ydata(), np.minimum(posterior.khat, 2))
-    assert (line(right, "heavy").get_ydata() > 0.7).all()
-    assert (line(right, "even").get_ydata() == 0).all()
+    np.testing.assert_array_equal(line(right, "even").get_ydata(), 0)
+    khat = np.asarray(posteriors["heavy"].khat)
+    beyond = np.flatnonzero(khat > 2)
+    assert 0 < len(beyond) < 7  # or this shows nothing
+    within = line(right, f"heavy; {len(beyond)} of 7 steps beyond the axis").get_ydata()
+    np.testing.assert_allclose(within, np.where(khat > 2, np.nan, khat))
+    edge = [drawn for drawn in right.lines if drawn.get_marker() == "^"][1]
+    np.testing.assert_array_equal(edge.get_xydata(), [[t, 2] for t in beyond])
+    low, high = right.get_ylim()
+    assert low < 0 < 2 < high
+    assert right.get_xlim() == left.get_xlim()
+
+
+def test_small_khats_are_on_the_axis():
+    light = -np.sort(-np.log(1 - 0.9 * RNG.random((7, NUM)) ** 4), -1)[:, :53]  # most weights are near the greatest
+    posterior = made(np.zeros((NUM, 1)), khat_of=light)
+    left, right = Figure().subplots(1, 2)
+    draw_weights(left, right, {"light": posterior})
+    assert np.min(posterior.khat) < -1.1  # or this shows nothing
+    assert right.get_ylim()[0] < np.min(posterior.khat)
