@@ -156,7 +156,8 @@ def _one_by_one() -> bool:
 
 
 def _interpreted() -> bool:
-    return bool(jax.config.read("jax_disable_jit"))
+    config: Any = jax.config
+    return bool(config.jax_disable_jit)
 
 
 def _strong(leaf: Any) -> Array:
