@@ -21,7 +21,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import smc
+from dpm_ppl.inference import smc, widened
 from dpm_ppl.inference.psis import tail_size
 
 Y, SCALE = jnp.array([0.8, -0.5]), 0.3
@@ -160,7 +160,7 @@ def compare(num_steps, num_particles, repeats):
     """Medians of throughput ours over by hand, by the clock and by processor time; ours; and how far they disagree."""
     denoise, params, net, beta = program(num_steps)
     hand, weights = by_hand(net, beta, num_particles)
-    ours = smc(denoise, "x", params=params, num_particles=num_particles)
+    ours = smc(denoise, "x", params=params, num_particles=num_particles, twist=widened())
     compiled = jax.jit(lambda key: ours(key, Y))  # as in a loop: the checks of each call are not measured
     runs = {"ours": lambda key: compiled(key).log_evidence, "by hand": lambda key: hand(weights, key)[0]}
     keys = [jax.random.key(4 + repeat) for repeat in range(max(repeats, 7))]
@@ -185,7 +185,7 @@ def compare(num_steps, num_particles, repeats):
 def memory(num_steps, num_particles=1000):
     """Bytes that a run takes beside its arguments and what it returns, as compiled."""
     denoise, params, *_ = program(num_steps)
-    run = smc(denoise, "x", params=params, num_particles=num_particles)
+    run = smc(denoise, "x", params=params, num_particles=num_particles, twist=widened())
     analysis = jax.jit(lambda key: run(key, Y)).lower(jax.random.key(0)).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 
