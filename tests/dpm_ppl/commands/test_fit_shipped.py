@@ -1,0 +1,62 @@
+"""Programs of every kind through every command: numbers and a figure from each, or one line that says why not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dpm_ppl import data
+from dpm_ppl.commands import find
+from dpm_ppl.reports import evaluation, fit
+from tests.command_line import dpm
+
+# Letters, and L_null of -inf; beside a label; without a likelihood; angles, whose wrapped normal has no mean.
+PROGRAMS = ["categorical", "conditional", "gan", "torus"]
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def run(request, tmp_path_factory):
+    """A program fitted for two iterations, as few data as can be in every report."""
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        for report in (fit, evaluation):
+            patch.setattr(report, "affordable", lambda *args, least, **options: least)
+        done = dpm("fit", request.param, "--iterations", 2, "--run-dir", run_dir)
+        assert done.exit_code == 0, done.output
+        yield find.load(request.param), run_dir, done
+
+
+def written(run_dir, done, name, figure):
+    """The numbers that a command wrote, none of them NaN; its figure is there, and was drawn without complaint."""
+    assert done.exit_code == 0, done.output
+    assert "Warning" not in done.stderr
+    assert (run_dir / figure).stat().st_size > 10_000
+    text = (run_dir / name).read_text()
+    return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} in {name}"))
+
+
+def test_every_command(run):
+    program, run_dir, done = run
+    figures = written(run_dir, done, "metrics.json", "figure.png")
+    is_gan = "objective_nats" in figures
+    assert np.isfinite(figures["objective_nats" if is_gan else "elbo_bits"])
+
+    done = dpm("sample", run_dir, "-n", 16)
+    assert done.exit_code == 0, done.output
+    x0 = np.load(run_dir / "samples.npz")["x0"]
+    assert x0.shape[0] == 16
+    assert np.asarray(data.support_of(program.data(), x0)(x0)).all()
+    assert (run_dir / "samples.png").stat().st_size > 10_000
+
+    done = dpm("evaluate", run_dir, "--particles", 30, "--num-data", 4)
+    assert done.exit_code == 0, done.output
+    if is_gan:
+        assert "no likelihood" in done.stdout
+    else:
+        evaluated = written(run_dir, done, "evaluation.json", "evaluation.png")
+        assert evaluated["elbo_bits"] < evaluated["estimate_bits"]
+
+    np.save(run_dir / "y.npy", x0[:1])
+    done = dpm("posterior", run_dir, "--observe", run_dir / "y.npy", "--noise", 0.4, "--particles", 50)
+    expected = "with `diffusion`, one chain" if program.diffusion is None else "of real numbers or bits"
+    assert f"Error: Expected a program {expected}" in done.stderr
