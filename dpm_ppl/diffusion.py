@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
+from numpyro.primitives import Messenger
 
 from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, whole
-from dpm_ppl.tracing import trace_shapes
+from dpm_ppl.tracing import Sites, trace_shapes
 
 Reverse = Callable[..., dist.Distribution]
 Decode = Callable[..., dist.Distribution]
@@ -80,8 +82,10 @@ class Diffusion:
         TypeError: the kernel lacks a part, `reverse` or `decode` is not callable or returns no NumPyro distribution, or
             the context is no pytree of arrays.
         ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support, as one does that closes
-            over something of the data's batch; it, or a law of the kernel, declares sites of its own; the context holds
-            NaN or infinity. With a context the first of these are said where its batch is known, at the statement.
+            over something of the data's batch; it, or a law of the kernel, has side effects: declares sites, draws a
+            key by `numpyro.prng_key()`, or reads what an earlier call kept, such as the running averages of a network;
+            the context holds NaN or infinity. With a context the first of these are said where its batch is known, at
+            the statement.
 
     Source: Sohl-Dickstein et al. 2015, section 2; the fixed last step is that of section 2.3 ("edge effect").
     """
@@ -100,7 +104,7 @@ class Diffusion:
             raise TypeError(
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
-        _require_laws(self.kernel, _state(self.kernel, _BATCHES[0]), "step")
+        require_laws(self.kernel, "stationary", "step")
         if self.decode is None:
             object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, step_number(1)))
             object.__setattr__(self, "has_fixed_last_step", True)
@@ -196,24 +200,22 @@ _BATCHES = (3, 2), (5, 7)  # of states that steps are tried on
 
 
 def require_laws(kernel: Kernel, *names: str) -> None:
-    """Refuses a kernel one of whose laws declares sites: bounds and chains would take their initial values for ever.
+    """Refuses a kernel one of whose laws has side effects: what it declares, draws or keeps is lost in a scan.
 
     Args:
         kernel: The kernel.
-        names: Its laws, "step", "marginal" and "posterior"; those that it lacks are none.
+        names: Its laws, "stationary", "step", "marginal" and "posterior"; those that it lacks are none.
 
     Raises:
-        ValueError: a law declares sites.
+        ValueError: a law declares sites, draws a key, or keeps something from one call to the next.
     """
-    _require_laws(kernel, _state(kernel, _BATCHES[0]), *names)
-
-
-def _require_laws(kernel: Kernel, state: Any, *names: str) -> None:
-    t = jax.ShapeDtypeStruct(_BATCHES[0][-1:], jnp.int32)
-    for name in names:
-        if hasattr(kernel, name):
-            arguments = (state, state, t) if name == "posterior" else (state, t)
-            _returned(getattr(kernel, name), *arguments, name=f"kernel.{name}")
+    for batch in _BATCHES:  # twice: what one call keeps, the next finds
+        t = jax.ShapeDtypeStruct(batch[-1:], jnp.int32)
+        for name in names:
+            if hasattr(kernel, name):
+                state = None if name == "stationary" else _state(kernel, batch)
+                arguments = {"stationary": (), "posterior": (state, state, t)}.get(name, (state, t))
+                _try_law(getattr(kernel, name), *arguments, name=f"kernel.{name}")
 
 
 def _state(kernel: Kernel, batch: tuple[int, ...]) -> Any:
@@ -240,10 +242,48 @@ def _arrays(context: Any) -> Any:
     return jax.tree.unflatten(structure, arrays)
 
 
-def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
-    """Runs a law on shapes alone, and returns what it does; one that declares sites is refused."""
+class _NoKeys(Messenger):
+    """Refuses random keys drawn in a law, by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "prng_key":
+            raise ValueError(
+                f"Expected `{self.name}` to be a plain function of its arguments; it draws a key by "
+                "numpyro.prng_key(), which a scan over the steps can't. Draw it where the Diffusion is made, and close "
+                "over it: jax.random.fold_in(key, t) is another for each step."
+            )
+
+
+def _try_law(
+    law: Callable[..., Any],
+    *arguments: Any,
+    name: str,
+    require: Callable[[Any], None] = lambda result: None,
+) -> None:
+    """Runs a law on shapes alone, and checks what it returns; one that has side effects is refused."""
+
+    def read(result: Any, sites: Sites) -> None:
+        if sites:
+            raise ValueError(
+                f"Expected `{name}` to be a plain function of its arguments; it declares the sites {list(sites)}. "
+                "Inside a scan they would silently keep their initial values: declare them outside it, where the "
+                "Diffusion is made."
+            )
+        require(result)
+
     try:
-        result, sites = trace_shapes(law, *arguments)
+        trace_shapes(read, law, *arguments, within=_NoKeys(name))
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            f"Expected `{name}` to be a plain function of its arguments; it reads what an earlier call, its own or "
+            "another law's, kept: a network's state (running averages of BatchNorm, a key that moves on), a counter. A "
+            "scan over the steps can't keep it. Fix the state where the Diffusion is made (inference mode, "
+            "use_running_average=True), or normalise without one (LayerNorm, GroupNorm)."
+        ) from error
     except (TypeError, ValueError) as error:
         if "ncompatible shapes" not in str(error):
             raise
@@ -251,18 +291,18 @@ def _returned(law: Callable[..., Any], *arguments: Any, name: str) -> Any:
             f"Expected `{name}` to work for states of any batch shape; for {arguments[0].shape} it fails: {error} What "
             "goes with each datum, such as a label, is its Diffusion's `context`, not something to close over."
         ) from error
-    if sites:
-        raise ValueError(
-            f"Expected `{name}` to be a plain function of its arguments; it declares the sites {list(sites)}. Inside a "
-            "scan they would silently keep their initial values: declare them outside it, where the Diffusion is made."
-        )
-    return result
 
 
 def _require_step(kernel: Kernel, batch: tuple[int, ...], step: Reverse, name: str) -> None:
     """Runs a reverse step on shapes alone, for a batch of two dimensions, and says what is wrong with its result."""
-    state, stationary = _state(kernel, batch), kernel.stationary()
-    result = _returned(step, state, jax.ShapeDtypeStruct(batch[-1:], jnp.int32), name=name)
+    state, t = _state(kernel, batch), jax.ShapeDtypeStruct(batch[-1:], jnp.int32)
+    require = partial(_require_law, kernel=kernel, state=state, batch=batch, name=name)
+    _try_law(step, state, t, name=name, require=require)
+
+
+def _require_law(result: Any, *, kernel: Kernel, state: Any, batch: tuple[int, ...], name: str) -> None:
+    """What is wrong with the law that a reverse step returned for states of a batch shape, if anything."""
+    stationary = kernel.stationary()
     if not isinstance(result, dist.Distribution):
         raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.")
     if result.event_shape != kernel.event_shape:

@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.statements import Statement
-from dpm_ppl.tracing import trace_quietly, trace_shapes
+from dpm_ppl.tracing import shapes_of, trace_quietly, trace_shapes
 
 NAMES = ("model", "guide", "data")
 
@@ -151,10 +151,17 @@ def _require_context(definition: Definition, *given: Any) -> None:
 
 def _declared(definition: Definition, *given: Any) -> dict[str, tuple[str, Any]]:
     """Kind and abstract value of every parameter and latent that a definition declares, by name."""
-    result, sites = trace_shapes(definition, *given)
-    _checked(result)
-    needed = {name: site for name, site in sites.items() if site["type"] in ("param", "sample")}
-    return {name: (site["type"], site["value"]) for name, site in needed.items() if not site.get("is_observed")}
+
+    def read(result: Any, sites: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+        _checked(result)
+        needed = {name: site for name, site in sites.items() if site["type"] in ("param", "sample")}
+        return {
+            name: (site["type"], shapes_of(site["value"]))
+            for name, site in needed.items()
+            if not site.get("is_observed")
+        }
+
+    return trace_shapes(read, definition, *given)
 
 
 def _checked(result: Any) -> Diffusion:

@@ -1,5 +1,6 @@
 """The numbers of a program that is no single chain: its bound where it has one, from the whole of model and guide."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from numpyro.infer import Trace_ELBO
 
 from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.programs import Program
-from dpm_ppl.tracing import trace_quietly, trace_shapes
+from dpm_ppl.tracing import Sites, trace_quietly, trace_shapes
 
 NO_LIKELIHOOD = "The program has no likelihood: what it observes when it is fitted is not what it generates."
 
@@ -22,11 +23,13 @@ def has_likelihood(program: Program, x0: Any) -> bool:
         program: The program.
         x0: Data, shape (num_data, *event).
     """
-    _, scored = trace_shapes(program.model, x0=x0)
-    _, made = trace_shapes(program.model, size=len(x0))
-    observed = {name for name, site in scored.items() if site["type"] == "sample" and site["is_observed"]}
-    drawn = {name for name, site in made.items() if site["type"] == "sample" and not site["is_observed"]}
+    observed = trace_shapes(partial(_names, observed=True), program.model, x0=x0)
+    drawn = trace_shapes(partial(_names, observed=False), program.model, size=len(x0))
     return bool(observed) and observed <= drawn
+
+
+def _names(result: Any, sites: Sites, *, observed: bool) -> set[str]:
+    return {name for name, site in sites.items() if site["type"] == "sample" and site["is_observed"] == observed}
 
 
 def objective(program: Program, params: Any, x0: Any, *, key: Any) -> dict[str, float]:

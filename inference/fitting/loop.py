@@ -117,7 +117,9 @@ def compile_loop(
     loss_type = jax.eval_shape(
         lambda c: iterate(batches.source, first, c, batches.start(batches.source, first))[2], carry
     )
-    compiled = jax.jit(loop).lower(batches.source, carry, first, first).compile()
+    compiled: Any = loop  # under jax_disable_jit there is nothing to compile ahead
+    if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        compiled = jax.jit(loop).lower(batches.source, carry, first, first).compile()
     return lambda source, carry, start, stop: compiled(
         source, carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     )

@@ -73,7 +73,7 @@ class Bound:
         (Gaussian) or mean `rate` (Bernoulli). NaN for a `decode` of one's own, with which eq. 14 does not hold.
         """
         if not self.has_fixed_last_step:
-            return jnp.full_like(self.prior_matching, jnp.nan)
+            return unknown(self.prior_matching)
         # Along trajectories the sum of `kl` telescopes to hold the two entropies already.
         entropies = 0.0 if self.is_trajectory else self.entropy_last - self.entropy_first
         return entropies - jnp.sum(self.kl, -1) - self.entropy_stationary
@@ -164,6 +164,8 @@ def bound(
         given = (dict(params), x0[rows], keys[rows], beside)
         blocks.append(jax.device_get(bound_terms(definition, *given, num_samples=num_samples)))
     terms = {name: jnp.concatenate([block[name] for block in blocks])[:num_data] for name in blocks[0]}
+    for name in ("elbo_variance", "entropy_last"):
+        terms.setdefault(name, unknown(terms["L_null"]))
     return Bound(
         **terms,
         entropy_stationary=entropy(built.kernel.stationary(), key),
@@ -178,7 +180,7 @@ def bound(
 def bound_terms(
     definition: Definition, params: dict[str, Any], x0: Array, keys: Array, context: Any = None, *, num_samples: int
 ) -> dict[str, Array]:
-    """Every array of `dpm_ppl.inference.Bound` that has a row for each datum, with one key for each.
+    """Every array of `dpm_ppl.inference.Bound` that has a row for each datum and is known, with one key for each.
 
     Args:
         definition: A program's definition.
@@ -198,10 +200,11 @@ def bound_terms(
         repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_samples, *leaf.shape)), context)
         terms = of_samples(built.beside(repeated), jnp.broadcast_to(x0, (num_samples, *x0.shape)), key)
         elbo = terms["reconstruction"] - terms.pop("kl_sum") - terms["prior_matching"]
-        variance = jnp.var(elbo, ddof=1) if num_samples > 1 else jnp.full((), jnp.nan, elbo.dtype)
         means = {name: jnp.mean(values, -1) for name, values in terms.items()}
+        if num_samples > 1:
+            means["elbo_variance"] = jnp.var(elbo, ddof=1)
         L_null = built.kernel.stationary().log_prob(x0)  # noqa: N806 - the paper's name
-        return means | {"L_null": jnp.where(_is_infinite(L_null), -jnp.inf, L_null), "elbo_variance": variance}
+        return means | {"L_null": jnp.where(_is_infinite(L_null), -jnp.inf, L_null)}
 
     return jax.vmap(of_datum)(x0, keys, context)
 
@@ -254,7 +257,6 @@ def _trajectory(diffusion: Diffusion, x0: Array, key: Array) -> dict[str, Array]
         "prior_matching": first.log_prob(x1) - kernel.stationary().log_prob(xt),
         "reconstruction": reconstruction,
         "entropy_first": entropy(first, entropy_key),
-        "entropy_last": jnp.full_like(reconstruction, jnp.nan),
     }
 
 
@@ -286,6 +288,11 @@ def divergence(q: dist.Distribution, p: dist.Distribution, key: Array) -> Array:
     except NotImplementedError:
         x = q.sample(key)
         return q.log_prob(x) - p.log_prob(x)
+
+
+def unknown(like: Array) -> Array:
+    """NaN for every datum; from NumPy, as `jax_debug_nans` takes one that JAX computes for a mistake."""
+    return jnp.asarray(np.full(like.shape, np.nan, like.dtype))
 
 
 def _is_infinite(nats: Array) -> Array:

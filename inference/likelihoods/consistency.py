@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.arguments import given_beside
-from dpm_ppl.inference.likelihoods.bounds import controlled_reconstruction, divergence
+from dpm_ppl.inference.likelihoods.bounds import controlled_reconstruction, divergence, unknown
 from dpm_ppl.kernels.kernel import Kernel, step_number
 from dpm_ppl.kernels.scheduled import ScheduledKernel
 from dpm_ppl.programs import instantiate
@@ -102,9 +102,10 @@ def consistency_bound(
     _, x0, context = given_beside(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
     keys = jax.random.split(key, len(x0))
-    return ConsistencyBound(
-        **_terms(definition, dict(params), x0, keys, context, num_samples=num_samples), num_samples=num_samples
-    )
+    terms = _terms(definition, dict(params), x0, keys, context, num_samples=num_samples)
+    if num_samples == 1:
+        terms |= {name: unknown(terms[name]) for name in ("elbo_variance", "consistency_variance")}
+    return ConsistencyBound(**terms, num_samples=num_samples)
 
 
 @partial(jax.jit, static_argnames=("definition", "num_samples"))
@@ -114,7 +115,7 @@ def _terms(
     of_all = instantiate(definition, params, context=context)
 
     def variance(values: Array) -> Array:
-        return jnp.var(values, ddof=1) if num_samples > 1 else jnp.full((), jnp.nan, values.dtype)
+        return jnp.var(values, ddof=min(1, num_samples - 1))
 
     def of_datum(x0: Array, key: Array, context: Any) -> dict[str, Array]:
         repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_samples, *leaf.shape)), context)

@@ -11,7 +11,7 @@ from jax import Array
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.distributions import innermost
 from dpm_ppl.inference.posteriors.bernoulli_guidance import LARGEST_GROUP, bounded_gain
-from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target, laws_of
+from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target, all_laws
 from dpm_ppl.inference.posteriors.proposals import CategoricalMove
 from dpm_ppl.kernels.kernel import has_marginal
 
@@ -38,7 +38,7 @@ def applies(p: dist.Distribution) -> bool:
 
 def guides(diffusion: Diffusion) -> bool:
     """Whether x^0 can be predicted: the kernel has `marginal`, and all is factorised."""
-    return has_marginal(diffusion.kernel) and all(applies(law) for law in laws_of(diffusion))
+    return has_marginal(diffusion.kernel) and all_laws(diffusion, applies)
 
 
 def require_clampable(p: dist.Distribution, *, full: bool | None = None) -> None:

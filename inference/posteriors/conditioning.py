@@ -124,19 +124,19 @@ def state_dtype(diffusion: Diffusion) -> Any:
     return jax.eval_shape(diffusion.kernel.stationary().sample, jax.random.key(0)).dtype
 
 
-def laws_of(diffusion: Diffusion) -> list[dist.Distribution]:
-    """One of each of a chain's distributions, for their families alone: nothing is computed."""
+def all_laws(diffusion: Diffusion, holds: Callable[[dist.Distribution], bool]) -> bool:
+    """Whether something holds of each of a chain's distributions, by their families alone: nothing is computed."""
     kernel: Any = diffusion.kernel
-    laws: list[dist.Distribution] = [kernel.stationary()]
+    found = [holds(kernel.stationary())]
 
     def run(x: Array, t: Array) -> None:
-        laws.extend([diffusion.decode(x), kernel.step(x, t)])
-        laws.extend(kernel.marginal(x, t) for _ in range(hasattr(kernel, "marginal")))
-        laws.extend(diffusion.reverse(x, t) for _ in range(diffusion.num_steps > 1))
+        found.extend(holds(law) for law in (diffusion.decode(x), kernel.step(x, t)))
+        found.extend(holds(kernel.marginal(x, t)) for _ in range(hasattr(kernel, "marginal")))
+        found.extend(holds(diffusion.reverse(x, t)) for _ in range(diffusion.num_steps > 1))
 
     x = jax.ShapeDtypeStruct(diffusion.event_shape, state_dtype(diffusion))
     jax.eval_shape(run, x, jax.ShapeDtypeStruct((), jnp.int32))
-    return laws
+    return all(found)
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
@@ -163,17 +163,15 @@ def require_conditionable(program: Callable[[], Any], name: str, params: Mapping
             distribution, or fixes something else than coordinates of the chain's value; parameters are missing or of
             another shape, or a latent variable is among them; a latent variable is declared after the chain.
     """
-    sites: dict[str, Site] = {}
-    statements: list[tuple[str, bool]] = []
 
-    def run() -> Any:
+    def run() -> None:
+        statements: list[tuple[str, bool]] = []
         with handlers.block(), handlers.trace() as trace, _Watch(statements), handlers.seed(rng_seed=0):
             program()
-        sites.update(trace)
-        return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+        _check_sites(name, statements, dict(trace), params)
 
     try:
-        declared = jax.eval_shape(run)
+        jax.eval_shape(run)
     except ValueError as error:
         if "Incompatible shapes for broadcasting" not in str(error):
             raise
@@ -181,7 +179,13 @@ def require_conditionable(program: Callable[[], Any], name: str, params: Mapping
             "Expected the shapes of masks, observations and distributions to broadcast against each other in the "
             f"program; got: {error}. A mask goes with the batch of what it masks: Delta(x0).mask(mask).to_event()."
         ) from error
-    require_params({name: ("param", value) for name, value in declared.items()}, params)
+
+
+def _check_sites(
+    name: str, statements: list[tuple[str, bool]], sites: Mapping[str, Site], params: Mapping[str, Any]
+) -> None:
+    declared = {other: ("param", site["value"]) for other, site in sites.items() if site["type"] == "param"}
+    require_params(declared, params)
     _check_statement(name, statements, sites)
     own = {f"{name}_chain", name}
     others = {other: site for other, site in sites.items() if other not in own}

@@ -3,12 +3,13 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -110,6 +111,7 @@ def smc(
                 f"Expected an r that JAX can differentiate, as the twist {type(twist).__name__}() takes its gradient; "
                 f"got: {error} Leave the twist out, or take unguided() or averaged(slopes=False), which need none."
             ) from error
+        posterior = replace(posterior, log_evidence_se=as_told(posterior.log_evidence_se))
         if is_concrete(posterior.log_evidence):
             posterior.check()
             if posterior.log_weight.ndim == 1 and problems(posterior.summary()):
@@ -117,6 +119,17 @@ def smc(
         return posterior
 
     return run
+
+
+UNKNOWN = -1.0  # a standard error that is not known, in compiled code: NaN there is a mistake to `jax_debug_nans`
+
+
+def as_told(error: Array) -> Array:
+    """A standard error, NaN where it is not known; by NumPy where values are."""
+    if is_concrete(error):
+        known = np.asarray(error)
+        return jnp.asarray(np.where(known == UNKNOWN, np.nan, known).astype(known.dtype))
+    return jnp.where(error == UNKNOWN, jnp.nan, error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +312,7 @@ def finish(
         samples=cloud.x,
         log_weight=cloud.log_weight,
         log_evidence=cloud.log_evidence + jax.nn.logsumexp(cloud.log_weight) - jnp.log(num),
-        log_evidence_se=jnp.where(variance < 0, jnp.nan, jnp.sqrt(jnp.abs(variance))),
+        log_evidence_se=jnp.where(variance < 0, UNKNOWN, jnp.sqrt(jnp.abs(variance))),
         latents=cloud.latents,
         ess=diagnosis.ess,
         tail=diagnosis.tail,

@@ -9,6 +9,7 @@ import pytest
 
 import dpm_ppl as dpm
 from dpm_ppl.diffusion import require_data, require_laws
+from dpm_ppl.programs import instantiate
 from dpm_ppl.schedules import constant_fraction, linear
 
 GAUSSIAN = dpm.GaussianKernel(linear(4, first=0.2, last=0.9), (2,))
@@ -194,6 +195,103 @@ def test_a_law_of_a_kernel_that_declares_a_parameter(law):
         with pytest.raises(ValueError, match=message):
             dpm.Diffusion(kernel, shrink)
     require_laws(GAUSSIAN, "step", "marginal", "posterior")
+
+
+class _Averages:
+    """What BatchNorm keeps: a running mean, which every call reads and writes; imitates a network with state."""
+
+    def __init__(self):
+        self.mean = jnp.zeros(2)
+
+    def __call__(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * jnp.mean(x, tuple(range(x.ndim - 1)))
+        return x - self.mean
+
+
+def _with_dropout(x, t=None):
+    kept = jax.random.bernoulli(numpyro.prng_key(), 0.9, x.shape)
+    return dist.Normal(x * kept, 1.0).to_event(1)
+
+
+def _declared(law, name):
+    """The mistake `law` as `reverse`, `decode` or a law of the kernel: a function that builds the Diffusion."""
+    if not name.startswith("kernel."):
+        steps = {"reverse": shrink, name: law if name == "reverse" else lambda x1: law(x1, None)}
+        return lambda: dpm.Diffusion(GAUSSIAN, **steps)
+    wrapped = {name.removeprefix("kernel."): lambda self, x, t: law(x, t)}
+    kernel = type("Own", (dpm.GaussianKernel,), wrapped)(GAUSSIAN.beta, (2,))
+    return lambda: dpm.Diffusion(kernel, shrink)
+
+
+LAWS = ["reverse", "decode", "kernel.step"]
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_key_drawn_inside_a_law(name):
+    """It was UnexpectedTracerError, and that in `Predictive` alone, after a good fit."""
+    declare = _declared(_with_dropout, name)
+    message = f"Expected `{name}` to be a plain function .* draws a key .*Draw it where the Diffusion is made.*fold_in"
+    with pytest.raises(ValueError, match=message):
+        declare()
+    with numpyro.handlers.seed(rng_seed=0), pytest.raises(ValueError, match=message):
+        declare()
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_state_written_inside_a_law(name):
+    net = _Averages()
+    declare = _declared(lambda x, t: dist.Normal(net(x), 1.0).to_event(1), name)
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be a plain function .*BatchNorm.*where the Diffusion"):
+        declare()
+
+
+def test_what_a_law_closes_over_is_no_state():
+    """Parameters of a program that is traced itself, on shapes or under jit, once and again."""
+
+    def definition():
+        keep = numpyro.param("keep", jnp.array([0.5, 0.3]))
+        return dpm.Diffusion(GAUSSIAN, lambda x, t: dist.Normal(keep * x, 1.0).to_event(1))
+
+    def mean(keep):
+        return instantiate(definition, {"keep": keep}).reverse(jnp.array([1.0, -2.0]), jnp.asarray(2)).mean
+
+    for _ in range(2):
+        np.testing.assert_array_equal(jax.jit(mean)(jnp.array([0.25, 4.0])), [0.25, -8.0])
+
+
+def test_state_that_one_law_writes_and_another_reads():
+    kept = {}
+
+    def reverse(x, t):
+        kept["scale"] = jnp.exp(x.mean())
+        return shrink(x, t)
+
+    with pytest.raises(ValueError, match="Expected `decode` to be a plain function .* earlier call"):
+        dpm.Diffusion(GAUSSIAN, reverse, lambda x1: dist.Normal(x1, kept["scale"]).to_event(1))
+
+
+def test_a_key_drawn_where_the_diffusion_is_made():
+    """What the error advises: dropout that is another mask at every step, in a program that is fitted and sampled."""
+
+    def diffusion():
+        key = numpyro.prng_key()
+
+        def reverse(x, t):
+            masks = jax.vmap(lambda t: jax.random.bernoulli(jax.random.fold_in(key, t), 0.5, (2,)))
+            return dist.Normal(x * masks(jnp.ravel(t)).reshape(*jnp.shape(t), 2), 1e-9).to_event(1)
+
+        return dpm.Diffusion(GAUSSIAN, reverse)
+
+    with numpyro.handlers.seed(rng_seed=5), numpyro.handlers.trace() as trace:
+        dpm.reverse_chain("x", diffusion())
+    states = trace["x_chain"]["value"]
+    masks = [
+        jax.random.bernoulli(jax.random.fold_in(numpyro.handlers.seed(numpyro.prng_key, 5)(), t), 0.5, (2,))
+        for t in (2, 3, 4)
+    ]
+    for t, mask in zip((2, 3, 4), masks, strict=True):
+        np.testing.assert_allclose(states[t - 2], states[t - 1] * mask, atol=1e-7)
+    assert len({tuple(np.asarray(mask)) for mask in masks}) > 1
 
 
 def test_a_reverse_step_is_checked_without_being_run():

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
 
-from dpm_ppl.tracing import trace_quietly, trace_shapes
+from dpm_ppl.tracing import shapes_of, trace_quietly, trace_shapes
 
 
 def program(x, *, offset=0.0):
@@ -68,14 +68,18 @@ def test_shapes_alone_compute_nothing():
         drawn = numpyro.sample("noise", dist.Normal(x, 1.0).to_event(1))
         return jax.pure_callback(count, jax.ShapeDtypeStruct((num,), float), drawn)
 
+    def read(result, sites):
+        noise = sites["noise"]
+        assert noise["value"].shape == struct.shape
+        assert noise["fn"].base_dist.loc.dtype == struct.dtype
+        assert noise["fn"].event_shape == (2,)
+        assert sites["slope"]["value"].shape == (2,)
+        assert isinstance(result, jax.core.Tracer)
+        return shapes_of(result)
+
     struct = jax.ShapeDtypeStruct((10**12, 2), jnp.float32)  # 8 TB, were it made
-    result, sites = trace_shapes(costly, struct, num=10**12)
+    result = trace_shapes(read, costly, struct, num=10**12)
     assert (result.shape, result.dtype) == ((10**12,), jnp.float64)
-    assert sites["noise"]["value"].shape == struct.shape
-    assert sites["noise"]["fn"].base_dist.loc.dtype == struct.dtype
-    assert sites["noise"]["fn"].event_shape == (2,)
-    assert sites["slope"]["value"].shape == (2,)
-    assert isinstance(result, jax.core.Tracer)
     assert ran == []
     trace_quietly(costly, jnp.zeros((3, 2)), num=3)
     assert len(ran) == 1
@@ -83,7 +87,14 @@ def test_shapes_alone_compute_nothing():
 
 def test_shapes_alone_know_parameters_and_handlers():
     fixed = handlers.substitute(data={"noise": jnp.zeros(5, jnp.float32)})
-    result, sites = trace_shapes(program, jnp.ones((4, 1)), params={"slope": jnp.ones(5)}, within=fixed, offset=0.5)
-    assert sites["slope"]["value"].shape == (5,)
-    assert sites["noise"]["value"].dtype == jnp.float32
+    params = {"slope": jnp.ones(5)}
+    result, values = trace_shapes(
+        lambda result, sites: shapes_of((result, {name: site["value"] for name, site in sites.items()})),
+        *(program, jnp.ones((4, 1))),
+        params=params,
+        within=fixed,
+        offset=0.5,
+    )
+    assert values["slope"].shape == (5,)
+    assert values["noise"].dtype == jnp.float32
     assert result.shape == (4, 5)

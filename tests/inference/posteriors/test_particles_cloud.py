@@ -6,7 +6,17 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from dpm_ppl.inference.posteriors.particles import FORBIDDEN, Cloud, Step, arrive, finish, positive, resample
+from dpm_ppl.inference.posteriors.particles import (
+    FORBIDDEN,
+    UNKNOWN,
+    Cloud,
+    Step,
+    arrive,
+    as_told,
+    finish,
+    positive,
+    resample,
+)
 from dpm_ppl.inference.posteriors.proposals import Unguided
 from dpm_ppl.inference.psis import psis
 from tests.oracles import worst
@@ -69,6 +79,16 @@ def test_khat_and_ess_of_the_kept_tail_are_those_of_all_weights(num, tail):
     # Without resampling the standard error is that of a mean, by the delta method.
     error = np.std(weight, ddof=1) / np.mean(weight) / np.sqrt(num)
     np.testing.assert_allclose(p.log_evidence_se, error, rtol=1e-6, atol=1e-7)
+
+
+def test_an_error_that_is_not_known_is_no_nan_until_it_leaves_compiled_code():
+    """Which `jax_debug_nans` would take for a mistake. Equal weights of all ancestors, resampled: variance < 0."""
+    arrived, diagnosis = arrive(cloud(np.zeros(4), num_resampled=jnp.asarray(3)), jnp.zeros(4))
+    one = diagnosis, jnp.zeros((), bool)
+    p = jax.jit(lambda arrived: finish(arrived, [one, one], jax.tree.map(lambda leaf: leaf[None][:0], one)))(arrived)
+    assert p.log_evidence_se == UNKNOWN
+    for run in (as_told, jax.jit(as_told)):
+        np.testing.assert_array_equal(run(jnp.array([UNKNOWN, 0.3])), [np.nan, 0.3])
 
 
 def test_nan_weights_are_counted_and_do_not_spread():
