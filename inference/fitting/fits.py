@@ -27,7 +27,7 @@ from dpm_ppl.inference.arguments import require_flags
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
-from dpm_ppl.inference.fitting.prepare import prepare
+from dpm_ppl.inference.fitting.prepare import chains_in_order, prepare
 
 _FIRST_END = "num_iterations of the default optimizer"
 
@@ -252,7 +252,7 @@ def _run(options: _Options) -> Fit:
         runs.write_run(path, settings, information=information)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
     if done.position < options.num_iterations:
-        with compiling(progress=options.progress):
+        with compiling(progress=options.progress), chains_in_order():
             loop = compile_loop(
                 *(svi, batches, options.args, done.carry),
                 key=noise_key,
