@@ -162,7 +162,9 @@ def _few(data: Any) -> Any:
     elif not isinstance(data, dict | tuple):
         return None
     batch = draw(data, key=jax.random.key(0), num_data=3)
-    kept = {name: widened(jnp.asarray(batch[name])) for name in (batch if isinstance(batch, dict) else range(len(batch)))}
+    kept = {
+        name: widened(jnp.asarray(batch[name])) for name in (batch if isinstance(batch, dict) else range(len(batch)))
+    }
     return kept if isinstance(batch, dict) else tuple(kept.values())
 
 

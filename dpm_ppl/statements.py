@@ -13,8 +13,9 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
+from numpyro import handlers
 from numpyro.distributions import constraints
-from numpyro.primitives import apply_stack
+from numpyro.primitives import _PYRO_STACK, apply_stack
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.diffusion import Diffusion, require_data
@@ -62,8 +63,12 @@ class Statement:
         if self.x0 is not None:
             x0 = require_data(self.diffusion.kernel, self.x0)
             object.__setattr__(self, "x0", x0)
-            batch_shape = x0.shape[: x0.ndim - len(self.diffusion.event_shape)]
-            object.__setattr__(self, "diffusion", self.diffusion.of_batch(batch_shape))
+            object.__setattr__(self, "diffusion", self.diffusion.of_batch(self.batch_shape))
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the batch of data; () where there are none, and plates alone say how many are drawn."""
+        return () if self.x0 is None else self.x0.shape[: self.x0.ndim - len(self.diffusion.event_shape)]
 
 
 def forward_chain(name: str, diffusion: Diffusion, x0: ArrayLike) -> None:
@@ -107,13 +112,27 @@ def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None)
 def forward_sites(statement: Statement) -> None:
     """The plain reading of `forward_chain`: one site with the whole trajectory."""
     x0: Any = statement.x0  # which a forward chain has
-    numpyro.sample(f"{statement.name}_chain", ForwardChain(statement.diffusion, x0))
+    numpyro.sample(f"{statement.name}_chain", ForwardChain(statement.diffusion, x0), infer={PLAIN: True})
 
 
 def reverse_sites(statement: Statement) -> Array:
     """The plain reading of `reverse_chain`: a site with the whole trajectory, and one with the datum."""
-    trajectory = numpyro.sample(f"{statement.name}_chain", ReverseChain(statement.diffusion))
+    name = statement.name
+    for handler in _PYRO_STACK:  # read as it is by SVI and its kin
+        if isinstance(handler, handlers.replay) and f"{name}_last" in (handler.trace or ()):
+            if f"{name}_chain" not in handler.trace:
+                raise ValueError(
+                    f"Expected model and guide to read the chain {name!r} alike; the guide's is under subsample_steps "
+                    "and the model's is not. Wrap both: SVI(subsample_steps(model, size=m), "
+                    "subsample_steps(guide, size=m), ...)."
+                )
+    # Of the data's batch also where no plate says so.
+    chain = ReverseChain(statement.diffusion).expand(statement.batch_shape)
+    trajectory = numpyro.sample(f"{name}_chain", chain, infer={PLAIN: True})
     return decode_first(statement, trajectory)
+
+
+PLAIN = "a statement's plain reading"  # in a site's `infer`: a handler further out that reads statements was passed by
 
 
 def decode_first(statement: Statement, trajectory: Array) -> Array:

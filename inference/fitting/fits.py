@@ -27,7 +27,7 @@ from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.metrics import Metrics
-from dpm_ppl.inference.fitting.prepare import Prepared, prepare
+from dpm_ppl.inference.fitting.prepare import Prepared, chains_in_order, prepare
 from dpm_ppl.inference.fitting.sources import Resident, Source
 from dpm_ppl.inference.fitting.validation import Validated, nothing_validated, validator
 from dpm_ppl.inference.fitting.watch import Watch
@@ -300,7 +300,7 @@ def _run(options: _Options) -> Fit:
         rate=partial(options.rate, ends),
     )
     if done.position < options.num_iterations:
-        with compiling(progress=options.progress):
+        with compiling(progress=options.progress), chains_in_order():
             loop = compile_loop(
                 *(svi, batches, options.args, done.carry),
                 key=noise_key,
@@ -348,7 +348,8 @@ def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[An
         normaliser=normaliser,
     )
     try:
-        validate(start(prepared.svi, prepared.state).average)
+        with chains_in_order():
+            validate(start(prepared.svi, prepared.state).average)
     except Exception as error:
         error.add_note("This is of the `validation` data, which have to be of the kind of `data`.")
         raise

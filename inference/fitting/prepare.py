@@ -1,13 +1,15 @@
 """From a program and its data to stock SVI: which plates hold data, what a loss adds up, and whether the data fit."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from numpyro import handlers
 from numpyro.infer import SVI
@@ -71,8 +73,8 @@ def prepare(
     Raises:
         TypeError, ValueError: what the program says of itself and the first batch; the data, all of them, are not
             those of its kernel (see `dpm_ppl.diffusion.require_data`); a data plate is of another size than the data;
-            `params` are not the program's; nothing can be learned, or a parameter is in the law of a chain's discrete
-            draws.
+            `params` are not the program's; nothing can be learned, the optimiser wants more than the gradient, or a
+            parameter is in the law of a chain's discrete draws.
     """
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
@@ -105,6 +107,7 @@ def prepare(
         raise ValueError(
             "Expected a program with parameters to fit; model and guide declare none with numpyro.param or a module."
         )
+    _require_gradient_alone(optimizer(1), svi.optim.get_params(state.optim_state))
     laws = learned_laws(partial(called, guide), svi.get_params(state), x0, *args, besides=read.discrete)
     if laws:
         raise ValueError(f"Expected chains of discrete states whose forward kernel is fixed; {told(laws)}")
@@ -112,6 +115,50 @@ def prepare(
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn
     return Prepared(ready, state, normaliser, read.has_chain)
+
+
+def _require_gradient_alone(optimizer: Any, params: Any) -> None:
+    """Refuses an optimiser with a line search, which evaluates the loss again and again; on shapes alone."""
+
+    def step(params: Any) -> Any:
+        return optax.with_extra_args_support(optimizer).update(params, optimizer.init(params), params, value=0.0)
+
+    try:
+        jax.eval_shape(step, params)
+    except TypeError as error:
+        if "keyword-only argument" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected an `optimizer` that steps by the gradient alone; of this one {error}. A line search evaluates "
+            "the loss again, at other parameters, which for a loss of batches and noise says little. Take "
+            "optax.lbfgs(learning_rate, linesearch=None), or optax.adam."
+        ) from error
+
+
+@contextmanager
+def chains_in_order() -> Iterator[None]:
+    """Drops NumPyro's warning of the mean-field restriction where only chains that are priors are in another order.
+
+    A model draws such a chain's datum last and its guide draws it first, and neither can do otherwise; no divergence of
+    the datum is taken (`dpm_ppl.statements.LatentDatum`), so nothing is wrong.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if not _is_of_chains(str(warning.message)):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _is_of_chains(message: str) -> bool:
+    """Whether a warning lists the sites of model and guide, and they agree but for the data of chains."""
+    if not message.startswith("Failed to verify mean field restriction"):
+        return False
+    model, _, guide = message.partition("Model sites:\n")[2].partition("Guide sites:\n")
+    orders = [sites.split() for sites in (model, guide)]
+    data = {name for name in orders[0] if f"{name}_chain" in orders[0] or f"{name}_last" in orders[0]}
+    model_order, guide_order = ([name for name in order if name not in data] for order in orders)
+    return model_order == guide_order
 
 
 @dataclass(eq=False)

@@ -232,7 +232,7 @@ def log_likelihood(
         The weights, in nats.
 
     Raises:
-        TypeError: x0 or an option is of the wrong kind.
+        TypeError: x0 or an option is of the wrong kind, or traced: it runs outside of jax.vmap, jit and grad.
         ValueError: x0 is no batch of data, a number is out of range, parameters are missing or of another model, or a
             term of a weight is NaN or +inf.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
-from dpm_ppl.kernels.kernel import step_number
+from dpm_ppl.kernels.kernel import is_concrete, step_number
 from dpm_ppl.programs import instantiate
 
 Total = tuple[Array, Array, Array]  # running sum, what its rounding lost, and the first step that made it NaN or +inf
@@ -223,6 +223,7 @@ def run_in_blocks(
 
     Raises:
         TypeError, ValueError: block_size is no integer of at least 1.
+        TypeError: it is called in a transformation of JAX's.
     """
     if block_size is not None:
         block_size = require_count("block_size", block_size)
@@ -238,6 +239,12 @@ def run_in_blocks(
     with tqdm(total=num_items, desc=description, unit="particle", delay=1, leave=False, disable=not progress) as bar:
         for items, counted in zip(index, real, strict=True):
             results.append(jax.device_get(block(*args, items, counted, **options)))
+            if not all(map(is_concrete, jax.tree.leaves(results[-1]))):
+                raise TypeError(
+                    f"Expected the {description} outside of jax.vmap, jit and grad, as they run in blocks whose values "
+                    "are looked at; got arrays that are traced. Give all data at once, as a batch, and loop over keys "
+                    "or parameters."
+                )
             check(items, results[-1])
             bar.update(int(counted.sum()))
     return index, results

@@ -170,6 +170,27 @@ def test_a_step_that_is_none(name, kernel, step, error, message):
         dpm.Diffusion(kernel, **steps)
 
 
+def test_a_step_over_the_line_where_states_are_positive():
+    """A normal would put half of its mass where no state is; a law within the states' support is taken."""
+
+    class Positive:
+        num_steps = 3
+        event_shape = (2,)
+
+        def stationary(self):
+            return dist.Gamma(jnp.array([2.0, 0.7]), 1.0).to_event(1)
+
+        def step(self, x, t):
+            return dist.Gamma(2.0 + 0 * x, 1.0).to_event(1)
+
+    message = r"`reverse` .* kernel's states, Positive.*; got the Independent over Real\(\)"
+    with pytest.raises(ValueError, match=message):
+        dpm.Diffusion(Positive(), shrink)
+    for law in (dist.LogNormal, lambda x, scale: dist.TruncatedNormal(x, scale, low=0.5)):
+        taken = dpm.Diffusion(Positive(), lambda x, t, law=law: law(x, 1.0).to_event(1))
+        assert taken.reverse(jnp.ones(2), jnp.asarray(2)).log_prob(jnp.array([0.7, 1.2])) > -np.inf
+
+
 @pytest.mark.parametrize("missing", ["num_steps", "event_shape", "stationary", "step"])
 def test_a_kernel_that_lacks_a_part(missing):
     names = {"num_steps", "event_shape", "stationary", "step"} - {missing}

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 
 import dpm_ppl as dpm
@@ -69,3 +70,33 @@ def test_a_program_without_parameters():
     model, guide = dpm.single_chain(lambda: dpm.Diffusion(kernel, kernel.step))
     with pytest.raises(ValueError, match="a program with parameters to fit"):
         small(model=model, guide=guide)
+
+
+def test_an_optimizer_with_a_line_search():
+    with pytest.raises(ValueError, match="by the gradient alone; .*'grad' and 'value_fn'.*linesearch=None"):
+        small(optimizer=optax.lbfgs())
+    result = small(optimizer=optax.lbfgs(0.01, linesearch=None), num_iterations=30)
+    assert result.losses[-10:].mean() < result.losses[:10].mean()
+
+
+def test_a_chain_as_prior_fits_without_a_warning():
+    """Of the order of its sites, which can't be another; any other order is NumPyro's to warn of, as ever."""
+    y = np.array([[0.4], [-1.1], [2.0]])
+
+    def model(y, *others):
+        with numpyro.plate("data", len(y)):
+            for name in others:
+                numpyro.sample(name, dist.Normal(0.0, 1.0))
+            z = dpm.reverse_chain("z", diffusion())
+            numpyro.sample("y", dist.Normal(z, 0.3).to_event(1), obs=y)
+
+    def guide(y, *others):
+        with numpyro.plate("data", len(y)):
+            for name in reversed(others):
+                numpyro.sample(name, dist.Normal(0.1, 1.0))
+            dpm.forward_chain("z", diffusion(), numpyro.sample("z", dist.Normal(y, 0.5).to_event(1)))
+
+    given = {"model": model, "guide": guide, "data": y, "batch_size": 3, "num_iterations": 1}
+    assert np.isfinite(small(**given).losses).all()  # warnings are errors
+    with pytest.warns(UserWarning, match="mean field restriction"):
+        small(**given, args=("a", "b"))

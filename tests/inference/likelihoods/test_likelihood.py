@@ -378,6 +378,12 @@ def test_bad_input(options, error, message):
         log_likelihood(given.pop("diffusion"), given.pop("x0"), key=KEY, progress=False, **given)
 
 
+def test_inside_a_transformation():
+    oracle = GaussianOracle.exact(4)
+    with pytest.raises(TypeError, match="the log likelihood outside of jax.vmap, jit and grad.*all data at once"):
+        jax.vmap(lambda x0: run(oracle, x0[None], 3).log_weight)(X0)
+
+
 def test_bits_outside_the_support():
     oracle = BernoulliOracle()
     with pytest.raises(ValueError, match="within the support"):
