@@ -131,7 +131,7 @@ def _require_gradient_alone(optimizer: Any, params: Any) -> None:
         raise ValueError(
             f"Expected an `optimizer` that steps by the gradient alone; of this one {error}. A line search evaluates "
             "the loss again, at other parameters, which for a loss of batches and noise says little. Take "
-            "optax.lbfgs(learning_rate, linesearch=None), or optax.adam."
+            "one without, such as optax.adam."
         ) from error
 
 
