@@ -276,6 +276,8 @@ def _groups(
     def of(first: str, value: ArrayLike, name: str, units: str, *, rest: Sequence[str] = ()) -> Any:
         """A variable: chain, then `first` if it is none of the empty, then datum, and what is its own."""
         array = np.asarray(value)
+        if first == "draw" and array.dtype == bool:
+            array = array.astype(int)  # ArviZ 1.x summarises no booleans
         if first and datum:
             array = np.moveaxis(array, num_batch, len(chain))
         return variable((*chain, *([first] if first else []), *datum, *rest), array, name, units)

@@ -167,12 +167,13 @@ def test_elpd_prints_sums_of_the_smoothed_estimates(likelihood):
 def test_arviz_compares_two_programs_on_the_same_data(likelihood):
     """The sum of paired differences, and its error over pairs."""
     other = Likelihood(likelihood.log_weight - np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.7]), np.zeros(4))
-    table = az.compare({"one": likelihood.to_elpd(), "other": other.to_elpd()})
+    exact = {} if az.__version__.startswith("0.") else {"round_to": "none"}
+    table = az.compare({"one": likelihood.to_elpd(), "other": other.to_elpd()}, **exact)
     difference = likelihood.psis_estimate - other.psis_estimate
     np.testing.assert_allclose(difference.sum(), 1.8, rtol=1e-12)
-    digits = 9 if az.__version__.startswith("0.") else 1  # 1.x rounds what it gives
-    np.testing.assert_array_almost_equal(abs(float(table["elpd_diff"]["other"])), 1.8, digits)
-    np.testing.assert_array_almost_equal(float(table["dse"]["other"]), 6**0.5 * difference.std(), digits)
+    np.testing.assert_allclose(abs(float(table["elpd_diff"]["other"])), 1.8)
+    # To within the divisor, 5 or 6, which is theirs to choose.
+    np.testing.assert_allclose(float(table["dse"]["other"]), 6**0.5 * difference.std(), rtol=0.1)
     assert list(table.index) == ["one", "other"]
 
 
