@@ -34,6 +34,16 @@ def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     assert jnp.all(jnp.isfinite(namespace["given_red"]))
 
 
+def test_its_figures_are_there_and_small() -> None:
+    pictures = re.findall(r"!\[(.+?)\]\((.+?)\)", README.read_text())
+    assert [Path(path).name for _, path in pictures] == ["swiss_roll_figure.png", "swiss_roll_posterior.png"]
+    for words, path in pictures:
+        assert len(words) > 20  # for who does not see them
+        content = (README.parent / path).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) < 200_000
+
+
 def test_main_example_is_the_program_of_the_notebook() -> None:
     cells = nbformat.read(README.parent / "notebooks" / "04_write_a_variant.ipynb", as_version=4).cells
     [written] = [cell.source for cell in cells if cell.source.startswith("%%writefile my_roll.py\n")]
