@@ -12,10 +12,11 @@ A program:
 What to do with it, in `inference`:
 
 - `check`, before a fit; `fit`, or stock SVI; `bound`, the ELBO step by step;
-- `log_likelihood`, `sandwich`, `importance_weights`, with k-hat; `smc`, posteriors with their evidence.
+- `log_likelihood`, `sandwich`, `importance_weights`, with k-hat; `smc`, posteriors with their evidence; `calibrate`,
+  whether posteriors are right on average.
 
-Data: `datasets`, of which `SwissRoll` and `Heartbeat` are distributions of known density. `ForwardChain` and
-`ReverseChain` are the chains as distributions, `FullNormal` is a multivariate normal without LAPACK,
+Data: `datasets`, of which `SwissRoll` and `Heartbeat` are distributions of known density, and images. `ForwardChain`
+and `ReverseChain` are the chains as distributions, `FullNormal` is a multivariate normal without LAPACK,
 `DiscretisedNormal` one over the levels of an image. Programs to copy: `dpm models`.
 """
 

@@ -38,6 +38,8 @@ def drawn_beside(data: Any, *, name: str = "data") -> Any:
                 f"Expected `{name}` to be made of arrays, or distributions beside them; got "
                 f"{type(parts[part]).__name__} for {part!r}."
             )
+    if not arrays:
+        raise ValueError(f"Expected an array beside the distributions in `{name}`, which says how many data there are.")
     lengths = {part: len(array) for part, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"Expected arrays of one length, one entry for each datum, in `{name}`; got {lengths}.")

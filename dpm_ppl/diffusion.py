@@ -285,7 +285,7 @@ def _try_law(
             "use_running_average=True), or normalise without one (LayerNorm, GroupNorm)."
         ) from error
     except (TypeError, ValueError) as error:
-        if "ncompatible shapes" not in str(error):
+        if not arguments or "ncompatible shapes" not in str(error):
             raise
         raise ValueError(
             f"Expected `{name}` to work for states of any batch shape; for {arguments[0].shape} it fails: {error} What "

@@ -69,6 +69,8 @@ def _alone(definition: Definition) -> tuple[Callable[..., Array], Callable[..., 
 def _beside(definition: Definition) -> tuple[Callable[..., Array], Callable[..., None]]:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     context = next(iter(inspect.signature(definition).parameters.values())).replace(kind=kind)
+    if context.name == "x0":
+        raise ValueError("Expected `definition` to call its context something else than x0, which is the datum.")
     observed, drawn = (inspect.Parameter("x0", kind, default=default) for default in (inspect.Parameter.empty, None))
 
     def plate(context: Any) -> numpyro.plate:

@@ -14,8 +14,8 @@ import numpyro.distributions as dist
 from dpm_ppl.data import draw
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.kernels.kernel import widened
-from dpm_ppl.programs import Reader, called, instantiate, takes
-from dpm_ppl.tracing import shapes_of, trace_shapes
+from dpm_ppl.programs import Reader, called, checked, instantiate, takes
+from dpm_ppl.tracing import trace_quietly, trace_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class Parts:
             model: The model under handlers; by default as it is.
         """
         model = self.model if model is None else model
-        return called(model, self.batch(None, context)) if self.names else model(size=size)
+        return called(model, self.batch(None, context)) if self.names[1:] else model(size=size)
 
 
 def parts_of(program: Any, data: Any) -> Parts:
@@ -127,9 +127,8 @@ def parts_of(program: Any, data: Any) -> Parts:
         The parts.
 
     Raises:
-        TypeError: `diffusion` takes a context, and data have no part for it, or the other way round.
         ValueError: it cannot be told which part the datum is, or the model gives its diffusion another context than
-            the other parts.
+            `diffusion` makes of the other parts.
     """
     model, raw = program.model, getattr(program, "conditional", None) or getattr(program, "diffusion", None)
     free, given = takes(raw), not takes(raw) and takes(raw, None)
@@ -149,7 +148,7 @@ def parts_of(program: Any, data: Any) -> Parts:
         )
     parts = Parts(model, raw if free or given else None, names, next(iter(drawn)), given)
     if parts.definition is not None:
-        _require_same_context(parts, [s for s in statements if s.x0 is batch[parts.datum]], batch)
+        _require_same_context(parts, batch)
     return parts
 
 
@@ -178,24 +177,38 @@ def _stated(model: Callable[..., Any], batch: Any) -> list[Any]:
 def _can_be_drawn(model: Callable[..., Any], name: Any) -> bool:
     """Whether the model's argument for a part has the default None."""
     parameters = inspect.signature(model).parameters
-    parameter = parameters.get(name) if isinstance(name, str) else list(parameters.values())[name]
-    return parameter is not None and parameter.default is None
+    if isinstance(name, str):
+        return name in parameters and parameters[name].default is None
+    return name < len(parameters) and list(parameters.values())[name].default is None
 
 
-def _require_same_context(parts: Parts, statements: list[Any], batch: Any) -> None:
-    contexts = [statement.diffusion.context for statement in statements]
-    if parts.given:
+def _require_same_context(parts: Parts, batch: Any) -> None:
+    """Checks that the model's chain has the context that `diffusion` makes of the parts beside the datum."""
+
+    @jax.jit  # which leaves out what no context depends on, such as the network
+    def contexts(batch: Any) -> tuple[list[Any], Any]:
+        reader = Reader("model")
+        trace_quietly(partial(called, parts.model, batch), within=reader)
+        stated = [declared.statement for declared in reader.statements]
+        found = [statement.diffusion.context for statement in stated if statement.x0 is batch[parts.datum]]
         definition: Any = parts.definition
-        own = trace_shapes(lambda built, _: shapes_of(built.context), lambda: definition(parts.context(batch)))
-    else:
-        own = None
-    for context in contexts:
-        if _shapes(context) != _shapes(own):
+        given = [parts.context(batch)] if parts.given else []
+        return found, checked(trace_quietly(definition, *given)[0]).context
+
+    found, own = contexts(batch)
+    for context in found:
+        if not _same(context, own):
             given = f"what is beside the datum, {_shapes(parts.context(batch))}" if parts.given else "no argument"
+            got = "other values" if _shapes(context) == _shapes(own) else _shapes(context)
             raise ValueError(
                 f"Expected the model's chain beside the context that `diffusion` makes of {given}, {_shapes(own)}; got "
-                f"{_shapes(context)}. Let both call diffusion with the parts of the data other than the datum."
+                f"{got}. Let both call diffusion with the parts of the data other than the datum, as they are: what is "
+                "done to them is done in there."
             )
+
+
+def _same(context: Any, own: Any) -> bool:
+    return bool(_shapes(context) == _shapes(own) and all(jax.tree.leaves(jax.tree.map(np.allclose, context, own))))
 
 
 def _shapes(tree: Any) -> Any:

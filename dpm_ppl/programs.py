@@ -143,7 +143,7 @@ def instantiate(definition: Definition, params: Mapping[str, Any], *, context: A
     given = () if context is None else (context,)
     _require_context(definition, *given)
     require_params(_declared(definition, *given), params)
-    built = _checked(trace_quietly(definition, *given, params=params)[0])
+    built = checked(trace_quietly(definition, *given, params=params)[0])
     if context is not None and built.context is None:
         raise TypeError(
             "Expected a definition of a context to return a Diffusion that has it, Diffusion(kernel, reverse, "
@@ -166,7 +166,7 @@ def _declared(definition: Definition, *given: Any) -> dict[str, tuple[str, Any]]
     """Kind and abstract value of every parameter and latent that a definition declares, by name."""
 
     def read(result: Any, sites: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-        _checked(result)
+        checked(result)
         needed = {name: site for name, site in sites.items() if site["type"] in ("param", "sample")}
         return {
             name: (site["type"], shapes_of(site["value"]))
@@ -177,7 +177,8 @@ def _declared(definition: Definition, *given: Any) -> dict[str, tuple[str, Any]]
     return trace_shapes(read, definition, *given)
 
 
-def _checked(result: Any) -> Diffusion:
+def checked(result: Any) -> Diffusion:
+    """What `diffusion` returned, if it is a Diffusion; TypeError if not."""
     if not isinstance(result, Diffusion):
         raise TypeError(f"Expected `diffusion` to return a dpm_ppl.Diffusion; got {type(result).__name__}.")
     return result

@@ -204,7 +204,12 @@ def calibrate(
 
     def ranked(value: Any, observation: Any) -> dict[str, Any]:
         if quantities is not None:
-            return dict(quantities(value, observation))
+            found = quantities(value, observation)
+            if not isinstance(found, Mapping):
+                raise TypeError(
+                    f"Expected `quantities` to return them by name, a dictionary; got {type(found).__name__}."
+                )
+            return dict(found)
         return dict(value) if isinstance(value, dict) else {_listed(sites)[0]: value}
 
     def simulate(key: Array) -> tuple[Any, Any]:

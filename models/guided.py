@@ -61,6 +61,6 @@ def log_classes(x: Array) -> Array:
 
 
 def guided(label: Array, strength: float) -> None:
-    """p(x|label) p(label|x)^strength of one point, for `dpm_ppl.inference.smc`."""
+    """p(x|label) p(label|x)^strength of one point, for `dpm_ppl.inference.smc`; the label is one of the classes."""
     x = dpm.reverse_chain("x", diffusion(label))
     numpyro.factor("guidance", strength * log_classes(x)[..., label])

@@ -93,6 +93,8 @@ def posterior(
 def _beside(context: Any, parts: Parts, *, num_data: int) -> Any:
     """A context for each observed datum: one for each, or one that all share; None where the program takes none."""
     if not parts.given:
+        if context is not None:
+            raise ValueError("Expected no --context: the program's `diffusion` takes none.")
         return None
     if context is None:
         raise ValueError(

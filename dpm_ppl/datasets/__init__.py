@@ -1,4 +1,4 @@
-"""Data: toys and generated images that are distributions, and real images, which are downloaded or lie in DPM_DATA.
+"""Data: toys and generated images that are distributions, and real images, downloaded (but bark) or in DPM_DATA.
 
 - `toy`: `SwissRoll` and `Heartbeat`, of known density; `dead_leaves`: `DeadLeaves`, discs that hide each other.
 - `idx`: `mnist`, `mnist_binary`; `cifar`: `cifar10`; `photographs`: `bark`. Each returns `images`, a record of three

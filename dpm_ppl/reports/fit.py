@@ -153,7 +153,7 @@ def _of_chain(
             elbo=summary["elbo_nats"],
             null=summary["L_null_nats"],
             entropy_limit=limit,
-            data=data,
+            data=parts.alone(data),
             title=title,
         )
 
@@ -177,7 +177,7 @@ def _of_whole_program(
         return samples_figure(
             draws(parts, fitted.params, key=keys[2], num_samples=2048, context=parts.context(batch)),
             support=support_of(parts.alone(data), x0),
-            data=data,
+            data=parts.alone(data),
             x0=x0,
             losses=fitted.losses,
             elbo=summary.get("elbo_nats", summary.get("objective_nats")),

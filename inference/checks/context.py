@@ -30,7 +30,8 @@ def context(subject: Subject, chain: Chain) -> Iterator[Finding]:
     own, moved = _scores(chain, chain.model), _scores(chain, _rolled(chain))
     rows = np.array([0, 1])
     pair = subject.stated(jax.tree.map(lambda leaf: leaf[rows], subject.batch))
-    (model,) = (s.statement.diffusion for s in pair if (s.where, s.statement.name) == ("model", chain.name))
+    stated = {(s.where, s.statement.name): s.statement.diffusion for s in pair}
+    model = stated.get(("model", chain.name)) or stated["diffusion()", "diffusion()"]
     of_pair = _scores(chain, model, rows=rows)
     for law in own:
         off = Difference.of(of_pair[law], own[law][:, rows])

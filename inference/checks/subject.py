@@ -21,7 +21,7 @@ from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.data import as_now, draw, drawn_beside, num_data_of
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.likelihoods.bounds import Bound, bound
-from dpm_ppl.kernels.kernel import Kernel
+from dpm_ppl.kernels.kernel import Kernel, widened
 from dpm_ppl.parts import Parts, parts_of
 from dpm_ppl.programs import Declared, Sites, called, plain_sites, read
 
@@ -265,6 +265,7 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
 
     longest = _longest(run, source, params or {})
     batch = draw(source, key=data_key, num_data=max(8, min(64, NUMBERS // longest)))
+    batch = jax.tree.map(widened, batch)  # as chains take it, so that it is known as theirs
     _, sites, _, _ = run(batch, params or {})
     values = _moved(sites, seed=seed) if params is None else dict(params)
     statements, _, looped, scans = run(batch, values)

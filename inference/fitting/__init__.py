@@ -1,4 +1,4 @@
-"""Fitting: stock SVI on the bound K, in compiled chunks, with checkpoints between them.
+"""Fitting: stock SVI on the bound K, compiled, in chunks with checkpoints between them.
 
 `fits.fit` is where to start. It checks its options, draws `batches` from the data or has them read by `sources`, has
 `prepare` run the program once and make it ready for stock SVI, and lets `loop` do the iterations, which `runs` keeps on

@@ -1,7 +1,6 @@
 """Minibatches: the batch of an iteration, a function of a random key and the iteration."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +11,18 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
 
-from dpm_ppl.inference.fitting.sources import Check, Feed, Resident, Source, is_source, read_batches, require_numbers
+from dpm_ppl.inference.fitting.sources import (
+    Check,
+    Feed,
+    Resident,
+    Source,
+    described,
+    is_source,
+    read_batches,
+    require_enough,
+    require_numbers,
+    require_one_length,
+)
 
 Data = Resident | Source | dist.Distribution
 """What a fit takes as data."""
@@ -84,9 +94,7 @@ class ArrayBatches:
     @property
     def description(self) -> str:
         """Dtype, shape and hash of each array."""
-        arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(self.source)]
-        hashes = [hashlib.sha256(array.tobytes()).hexdigest()[:16] for array in arrays]
-        return ", ".join(f"{a.dtype}{list(a.shape)} sha256 {h}" for a, h in zip(arrays, hashes, strict=True))
+        return described(self.source)
 
     @contextmanager
     def feed(self, stop: int) -> Iterator[Feed]:
@@ -176,15 +184,14 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
                 "its members."
             )
         return FreshBatches(data, batch_size, key)
+    data = dict(data) if isinstance(data, Mapping) else data
     several = isinstance(data, dict) or (isinstance(data, tuple) and any(map(_one_of_several, data)))
-    if any(map(is_source, jax.tree.leaves(data))) if several else is_source(data):
+    parts: dict[Any, Any] = data if isinstance(data, dict) else dict(enumerate(data)) if several else {0: data}
+    if any(map(is_source, parts.values())):
         return read_batches(data, batch_size=batch_size, key=key)
     if several:
-        parts = data if isinstance(data, dict) else dict(enumerate(data))
         arrays = {name: _checked(part, batch_size) for name, part in parts.items()}
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"Expected arrays of one length, one entry for each datum, in `data`; got {lengths}.")
+        require_one_length({name: len(array) for name, array in arrays.items()})
         return ArrayBatches(arrays if isinstance(data, dict) else tuple(arrays.values()), batch_size, key)
     return ArrayBatches(_checked(data, batch_size), batch_size, key)
 
@@ -205,6 +212,5 @@ def _checked(data: Any, batch_size: int) -> Array:
         raise ValueError("Expected `data` of shape (num_data, *event); got a single number.")
     if array.size == 0:
         raise ValueError(f"Expected at least one datum in `data`; got an empty array of shape {array.shape}.")
-    if len(array) < batch_size:
-        raise ValueError(f"Expected `batch_size` to be at most the number of data, {len(array)}; got {batch_size}.")
+    require_enough(len(array), batch_size)
     return jnp.asarray(array)

@@ -1,4 +1,4 @@
-"""Fitting a program: stock SVI on the bound K, in compiled chunks, with checkpoints between them."""
+"""Fitting a program: stock SVI on the bound K, compiled, in chunks with checkpoints between them."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_l
 from dpm_ppl.inference.fitting.metrics import Metrics
 from dpm_ppl.inference.fitting.prepare import Prepared, chains_in_order, prepare
 from dpm_ppl.inference.fitting.sources import Resident, Source
-from dpm_ppl.inference.fitting.validation import Validated, nothing_validated, validator
+from dpm_ppl.inference.fitting.validation import Validated, describe, nothing_validated, validator
 from dpm_ppl.inference.fitting.watch import Watch
 
 _FIRST_END = "num_iterations of the default optimizer"
@@ -212,6 +212,10 @@ class _Options:
         )
         require_flags(resume=self.resume, frozen_noise=self.frozen_noise, progress=self.progress)
         object.__setattr__(self, "fingerprint", _require_fingerprint(self.fingerprint))
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(
+                f"Expected `callback` to be a function of the fit so far; got {type(self.callback).__name__}."
+            )
         if self.patience is not None and self.validation is None:
             raise ValueError("Expected `validation`, data by which `patience` is measured; got None.")
         if isinstance(self.validation, dist.Distribution):
@@ -253,7 +257,9 @@ class _Options:
         """The learning rate of the last of `position` iterations; NaN where an optimiser of one's own keeps it."""
         if self.optimizer is None:
             return float(self.rates(ends)(max(position - 1, 0)))
-        return float(optax.tree.get(optimizer_state, "learning_rate", math.nan))
+        found = optax.tree.get_all_with_path(optimizer_state, "learning_rate")
+        injected = [value for path, value in found if "hyperparams'" in f"{path}'" and np.ndim(value) == 0]
+        return float(injected[0]) if len(injected) == 1 else math.nan
 
     def rates(self, ends: list[int]) -> optax.Schedule:
         """From the first rate to 0, from each end to the next."""
@@ -279,8 +285,10 @@ def _run(options: _Options) -> Fit:
     if path is not None:
         settings = {**options.settings(batches, ends), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
-        done = _restored(path, done, options.key, options.num_iterations)
         information: dict[str, Any] = {"num_iterations": options.num_iterations}
+        if options.validation is not None:
+            information["validation"] = describe(options.validation, options.batch_size)
+        done = _restored(path, done, options.key, options.num_iterations, validation=information.get("validation"))
         if ends[1:]:
             information["restarts"] = ends[1:]
         if ends[1:] and options.progress and done.position <= ends[-2]:
@@ -318,6 +326,8 @@ def _run(options: _Options) -> Fit:
                 progress=options.progress,
                 objective=("weighted " if options.weight else "") + ("bound" if prepared.has_chain else "objective"),
             )
+    elif done.position:
+        done = watch.after(done, num_iterations=options.num_iterations)  # what its last session did not come to
     return _so_far(svi, done)
 
 
@@ -336,20 +346,14 @@ def _so_far(svi: SVI, done: Done) -> Fit:
     )
 
 
-def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[Any], float] | None:
+def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[Any, Any], float] | None:
     """What a fit is validated by, tried before it begins; None without validation data."""
     if options.validation is None:
         return None
-    normaliser = None if prepared.normaliser == options.batch_size else prepared.normaliser
-    validate = validator(
-        *(prepared.svi, options.validation, options.args),
-        batch_size=options.batch_size,
-        key=key,
-        normaliser=normaliser,
-    )
+    validate = validator(prepared, options.validation, options.args, batch_size=options.batch_size, key=key)
     try:
         with chains_in_order():
-            validate(start(prepared.svi, prepared.state).average)
+            validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
     except Exception as error:
         error.add_note("This is of the `validation` data, which have to be of the kind of `data`.")
         raise
@@ -388,8 +392,8 @@ def _ends(path: Path | None, num_iterations: int) -> list[int]:
     return ends if num_iterations == ends[-1] else [*ends, num_iterations]
 
 
-def _restored(path: Path, start: Done, key: Array, num_iterations: int) -> Done:
-    """What is done in a directory; `start` where nothing is."""
+def _restored(path: Path, start: Done, key: Array, num_iterations: int, *, validation: str | None) -> Done:
+    """What is done in a directory, and what validation on the same data has said; `start` where nothing is."""
     checkpoint = runs.newest_checkpoint(path)
     if checkpoint is None:
         return start
@@ -402,7 +406,8 @@ def _restored(path: Path, start: Done, key: Array, num_iterations: int) -> Done:
     carry = checkpoint.restore({**start.carry._asdict(), "key": key}, optional=norm)
     del carry["key"]  # run.json has it too, and was compared
     validated = nothing_validated(carry["average"])
-    if "['validated']['losses']" in checkpoint.leaves:
+    same = validation is not None and runs.read_run(path).get("validation") == validation
+    if same and "['validated']['losses']" in checkpoint.leaves:
         best = checkpoint.restore({"validated": {"best": start.carry.average}})["validated"]["best"]
         iterations, losses = (checkpoint.leaves[f"['validated']['{name}']"] for name in ("iterations", "losses"))
         validated = Validated(iterations, losses, best)

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -341,6 +341,13 @@ def advance(
             raise KeyboardInterrupt(
                 f"Interrupted after {done.position} of {num_iterations} iterations. {where}"
             ) from None
+        except NonFiniteLossError:
+            raise
+        except Exception:  # of a source, a callback or a disk
+            if keep is not None and done.position > kept:
+                with suppress(OSError):
+                    keep.save(done)
+            raise
     return done
 
 

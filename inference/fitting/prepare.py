@@ -21,7 +21,8 @@ from dpm_ppl.diffusion import require_data
 from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.runs import kinds
-from dpm_ppl.kernels.kernel import Kernel
+from dpm_ppl.inference.fitting.sources import Check
+from dpm_ppl.kernels.kernel import Kernel, widened
 from dpm_ppl.programs import called
 
 Program = Callable[..., Any]
@@ -36,12 +37,23 @@ class Prepared:
         state: Its state before the first iteration.
         normaliser: Number of data that a loss adds up: the full size of the data's plate, or the batch size.
         has_chain: Whether it declares a chain, so that minus its loss is the chain's bound.
+        require_states: Checks the values of a batch against the states of the chains that it meets.
     """
 
     svi: SVI
     state: SVIState
     normaliser: int
     has_chain: bool
+    require_states: Check
+
+    def adds_up(self, batch: tuple[Any, Array], args: tuple[Any, ...]) -> int:
+        """How many data a loss of another batch `(x0, indices)` adds up: of a plate in full, all that it stands for."""
+        size, read = len(batch[1]), _Reader(batch[0])
+        fresh = SVI(self.svi.model, self.svi.guide, self.svi.optim, self.svi.loss)  # `init` leaves its mark on it
+        with read, warnings.catch_warnings(action="ignore"):
+            jax.eval_shape(lambda key: fresh.init(key, batch, *args), jax.random.key(0))
+        full = [of for of, part in read.plates.values() if part == size != of]
+        return full[0] if full else size
 
 
 def prepare(
@@ -78,22 +90,24 @@ def prepare(
     """
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
+    x0 = jax.tree.map(widened, x0)  # as chains take it, so that it is known as theirs
     svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
     read, supports = _Reader(x0), list[tuple[Any, int]]()
 
     def initialise(key: Array) -> tuple[SVIState, Any]:
         with read:
-            state = svi.init(key, x0, *args, init_params=None if params is None else dict(params))
+            state = svi.init(key, x0, *args, init_params=params)
         if batches.resident:
             batches.require(read.require_all)
         supports[:] = [(kernel.stationary().support, leaf) for kernel, leaf in read.kernels]
         (transforms,) = svi.constrain_fn.args
         return state, transforms
 
-    if params is not None:
-        _require_like(params, jax.eval_shape(lambda key: svi.get_params(svi.init(key, x0, *args)), key))
+    params = None if params is None else jax.tree.map(jnp.asarray, dict(params))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        if params is not None:
+            _require_like(params, jax.eval_shape(lambda key: svi.get_params(svi.init(key, x0, *args)), key))
         # Compiled, as the network is then not run at all: of its values the state needs none.
         state, transforms = jax.jit(initialise)(key)
     for warning in caught:
@@ -101,8 +115,11 @@ def prepare(
         if read.discrete or "discrete latent" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     svi.constrain_fn = partial(transform_fn, transforms)
+    if params is not None:
+        _require_finite(params, svi.optim.get_params(state.optim_state))
+    require_states = partial(_require_within, supports)
     if not batches.resident:
-        batches.require(partial(_require_within, supports))
+        batches.require(require_states)
     if not jax.tree.leaves(svi.get_params(state)):
         raise ValueError(
             "Expected a program with parameters to fit; model and guide declare none with numpyro.param or a module."
@@ -114,7 +131,7 @@ def prepare(
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn
-    return Prepared(ready, state, normaliser, read.has_chain)
+    return Prepared(ready, state, normaliser, read.has_chain, require_states)
 
 
 def _require_gradient_alone(optimizer: Any, params: Any) -> None:
@@ -221,6 +238,15 @@ def _require_like(params: Mapping[str, Any], declared: Mapping[str, Any]) -> Non
             raise ValueError(
                 f"Expected `params` like those of the program; {name}{at} is {there.get(at, 'not there')} in the "
                 f"program, and {here.get(at, 'not there')} in `params`."
+            )
+
+
+def _require_finite(params: Mapping[str, Any], unconstrained: Mapping[str, Any]) -> None:
+    """Checks that parameters to begin with are finite and within their constraints: unconstrained they are finite."""
+    for name in params:
+        if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(unconstrained[name])):
+            raise ValueError(
+                f"Expected `params` that are finite and within their constraints; those of {name} are not."
             )
 
 

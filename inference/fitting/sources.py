@@ -1,8 +1,9 @@
 """Data that stay where they are: memory-mapped arrays, other sources with an index, and batches made elsewhere.
 
-A batch is read in a background thread while the iterations before it run, and checked when it is read.
+A batch is read in a background thread while the iterations before it run, and checked when it is handed out.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,13 +46,16 @@ class ReadBatches:
     """Batches that are read, one for each iteration, and handed to it.
 
     Args:
-        read: The batch of an iteration, leaves of (batch_size, *event), and the indices of its data, (batch_size,).
+        plan: What is to be read for an iteration.
+        read: What was planned: leaves of (batch_size, *event), and the indices of its data, (batch_size,). It runs in a
+            thread of its own, where JAX would be without the settings of the caller's.
         batch_size: Number of data in a batch.
         num_data: Number of data in all; None where that is not known.
         of: What they are read from, in words.
     """
 
-    read: Callable[[int], tuple[Any, np.ndarray]]
+    plan: Callable[[int], Any]
+    read: Callable[[Any], tuple[Any, np.ndarray]]
     batch_size: int
     num_data: int | None
     of: str
@@ -61,13 +65,12 @@ class ReadBatches:
     @cached_property
     def source(self) -> tuple[Any, Array]:
         """The first batch and the indices of its data."""
-        return self._read(0)
+        return self._handed_out(self.read(self.plan(0)))
 
     @property
     def description(self) -> str:
-        """What the data are, and the shapes of a batch."""
-        leaves = jax.tree.leaves(self.source[0])
-        return f"{self.of}, batches of {', '.join(f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves)}"
+        """What the data are, with the first batch."""
+        return f"{self.of}, the first batch {described(self.source[0])}"
 
     def start(self, source: Any, iteration: Array) -> tuple[()]:
         """Nothing is carried."""
@@ -93,19 +96,19 @@ class ReadBatches:
                     _drop(pending)
                 for i in range(iteration, min(iteration + 1 + AHEAD, stop)):
                     if i not in pending:
-                        pending[i] = thread.submit(self._read, i)
-                return pending.pop(iteration).result()
+                        pending[i] = thread.submit(self.read, self.plan(i))
+                return self._handed_out(pending.pop(iteration).result())
 
             try:
                 yield fed
             finally:
                 _drop(pending)
 
-    def _read(self, iteration: int) -> tuple[Any, Array]:
-        read: tuple[Any, Array] = jax.device_put(self.read(iteration))
+    def _handed_out(self, batch: tuple[Any, np.ndarray]) -> tuple[Any, Array]:
+        put: tuple[Any, Array] = jax.device_put(batch)
         for check in self.checks:
-            check(read[0])
-        return read
+            check(put[0])
+        return put
 
 
 def _drop(pending: dict[int, Future[Any]]) -> None:
@@ -118,11 +121,15 @@ def is_source(data: Any) -> bool:
     """Whether data are to be read by index or batch by batch: not an array in memory, nor what becomes one."""
     if isinstance(data, np.memmap):
         return True
-    if isinstance(data, np.ndarray | Array | list | str | bytes) or np.isscalar(data):
+    if isinstance(data, np.ndarray | Array | list | tuple | str | bytes | Mapping) or np.isscalar(data):
         return False
-    if hasattr(data, "__array__"):  # arrays on disk have a shape; a table, say, is taken as an array
-        return hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")
-    return (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or hasattr(data, "__iter__")
+    if hasattr(data, "__array__"):  # arrays on disk have a shape; a table or one of its columns is taken as an array
+        return hasattr(data, "shape") and hasattr(data, "dtype") and not hasattr(data, "iloc")
+    return _has_index(data) or hasattr(data, "__iter__")
+
+
+def _has_index(data: Any) -> bool:
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
 def read_batches(data: Any, *, batch_size: int, key: Array) -> ReadBatches:
@@ -131,7 +138,8 @@ def read_batches(data: Any, *, batch_size: int, key: Array) -> ReadBatches:
     Args:
         data: With `__len__`, and `__getitem__` of an array of indices (in ascending order) that gives an array, or a
             tuple or dictionary of arrays, with one row for each; or a tuple or dictionary of such sources and arrays;
-            or an iterable of whole batches, which begins anew each time that it is iterated over.
+            or an iterable of whole batches, which gives the same ones each time that it is iterated over: shuffled
+            once, that is, and not anew for each epoch.
         batch_size: Number of data in a batch.
         key: Random key of the order, which is that of an array in memory.
 
@@ -143,7 +151,7 @@ def read_batches(data: Any, *, batch_size: int, key: Array) -> ReadBatches:
         ValueError: a source is empty or has fewer data than a batch; sources differ in length; the first batch is of
             another size or has NaN or infinity.
     """
-    indexed = isinstance(data, tuple | dict) or hasattr(data, "__getitem__")
+    indexed = isinstance(data, tuple | dict) or _has_index(data)
     batches = _indexed(data, batch_size, key) if indexed else _iterated(data, batch_size)
     like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batches.source[0])
 
@@ -158,20 +166,21 @@ def read_batches(data: Any, *, batch_size: int, key: Array) -> ReadBatches:
 
 def _indexed(data: Any, batch_size: int, key: Array) -> ReadBatches:
     num_data = _length(data)
-    if num_data < batch_size:
-        raise ValueError(f"Expected `batch_size` to be at most the number of data, {num_data}; got {batch_size}.")
+    require_enough(num_data, batch_size)
     per_epoch = num_data // batch_size
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
         return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), num_data))
 
-    def read(iteration: int) -> tuple[Any, np.ndarray]:
+    def plan(iteration: int) -> np.ndarray:
         epoch, place = divmod(iteration, per_epoch)
-        indices = np.arange(num_data) if batch_size == num_data else order(epoch)[place * batch_size :][:batch_size]
+        return np.arange(num_data) if batch_size == num_data else order(epoch)[place * batch_size :][:batch_size]
+
+    def read(indices: np.ndarray) -> tuple[Any, np.ndarray]:
         return _at(data, indices, num_data), indices
 
-    return ReadBatches(read, batch_size, num_data, f"{_name(data)} of {num_data} data")
+    return ReadBatches(plan, read, batch_size, num_data, f"{_name(data)} of {num_data} data")
 
 
 def in_order(data: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
@@ -188,38 +197,59 @@ def in_order(data: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
         TypeError: the data have no index, or are no numbers.
         ValueError: there are none, or parts of different lengths, or NaN or infinity.
     """
+    if isinstance(data, Mapping):
+        data = {name: _array_or_source(part) for name, part in data.items()}
+    elif isinstance(data, tuple):
+        data = tuple(map(_array_or_source, data))
+    else:
+        data = _array_or_source(data)
     num_data = _length(data)
     for begin in range(0, num_data, batch_size):
         indices = np.arange(begin, min(begin + batch_size, num_data))
         yield _at(data, indices, num_data), indices
 
 
-def _parts(data: Any) -> list[Any]:
-    return list(data.values()) if isinstance(data, dict) else list(data) if isinstance(data, tuple) else [data]
+def _array_or_source(part: Any) -> Any:
+    return part if is_source(part) else np.asarray(part)
+
+
+def _parts(data: Any) -> dict[Any, Any]:
+    return data if isinstance(data, dict) else dict(enumerate(data)) if isinstance(data, tuple) else {"data": data}
 
 
 def _length(data: Any) -> int:
     """Number of data, of all parts alike."""
     parts = _parts(data)
-    if not all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in parts):
-        raise TypeError(f"Expected data with a length and an index; got {', '.join(map(_name, parts))}.")
-    lengths = [len(part) for part in parts]
-    if len(set(lengths)) != 1:
-        raise ValueError(f"Expected sources of one length, one entry for each datum, in `data`; got {lengths}.")
-    if not lengths[0]:
+    if not all(map(_has_index, parts.values())):
+        raise TypeError(f"Expected data with a length and an index; got {', '.join(map(_name, parts.values()))}.")
+    num_data = require_one_length({name: len(part) for name, part in parts.items()})
+    if not num_data:
         raise ValueError(f"Expected at least one datum; {_name(data)} has none.")
-    return lengths[0]
+    return num_data
+
+
+def require_one_length(lengths: Mapping[Any, int]) -> int:
+    """The length that all parts of data have; ValueError where they differ."""
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"Expected arrays of one length, one entry for each datum, in `data`; got {dict(lengths)}.")
+    return next(iter(lengths.values()))
+
+
+def require_enough(num_data: int, batch_size: int) -> None:
+    """Checks that there are data for a batch; ValueError where there are not."""
+    if num_data < batch_size:
+        raise ValueError(f"Expected `batch_size` to be at most the number of data, {num_data}; got {batch_size}.")
 
 
 def _at(data: Any, indices: np.ndarray, num_data: int) -> Any:
     """Data at indices, asked for in ascending order, in which files are read fastest, and some only."""
     ascending = np.argsort(indices)
     back = np.argsort(ascending)
-    rows = [_rows(part, num_data, indices[ascending]) for part in _parts(data)]
-    rows = [jax.tree.map(lambda leaf: leaf[back], row) for row in rows]
+    rows = {name: _rows(part, num_data, indices[ascending]) for name, part in _parts(data).items()}
+    rows = jax.tree.map(lambda leaf: leaf[back], rows)
     if isinstance(data, dict):
-        return dict(zip(data, rows, strict=True))
-    return tuple(rows) if isinstance(data, tuple) else rows[0]
+        return rows
+    return tuple(rows.values()) if isinstance(data, tuple) else rows["data"]
 
 
 def _rows(source: Any, num_data: int, indices: np.ndarray) -> Any:
@@ -235,7 +265,7 @@ def _rows(source: Any, num_data: int, indices: np.ndarray) -> Any:
             f"Expected the rows of {_name(source)} at an array of indices; got {type(error).__name__}: {error}, at "
             f"{indices.tolist()}."
         ) from error
-    rows = jax.tree.map(np.asarray, rows) if isinstance(rows, tuple | dict) else np.asarray(rows)
+    rows = _arrays(rows)
     for leaf in jax.tree.leaves(rows):
         if leaf.shape[:1] != indices.shape:
             raise ValueError(
@@ -245,11 +275,18 @@ def _rows(source: Any, num_data: int, indices: np.ndarray) -> Any:
     return rows
 
 
+def _arrays(batch: Any) -> Any:
+    """A batch in arrays of its own: who gave it may use its memory again."""
+    if isinstance(batch, Mapping):
+        return {name: np.array(part) for name, part in batch.items()}
+    return tuple(np.array(part) for part in batch) if isinstance(batch, tuple) else np.array(batch)
+
+
 def _iterated(data: Iterable[Any], batch_size: int) -> ReadBatches:
     if iter(data) is data:
         raise TypeError(
             f"Expected an iterable of batches that begins anew with each `iter`; got {_name(data)}, which can be "
-            "iterated over only once. A list or a class with __iter__ does."
+            "iterated over only once. A class with __iter__ does."
         )
     at: list[Any] = [0, iter(data)]
 
@@ -266,7 +303,7 @@ def _iterated(data: Iterable[Any], batch_size: int) -> ReadBatches:
             at[0] += 1
             if at[0] > iteration:
                 break
-        batch = jax.tree.map(np.asarray, batch) if isinstance(batch, tuple | dict) else np.asarray(batch)
+        batch = _arrays(tuple(batch) if isinstance(batch, list) else batch)
         for leaf in jax.tree.leaves(batch):
             if leaf.shape[:1] != (batch_size,):
                 raise ValueError(
@@ -276,7 +313,14 @@ def _iterated(data: Iterable[Any], batch_size: int) -> ReadBatches:
             require_numbers(leaf, np.arange(batch_size))
         return batch, np.arange(batch_size)
 
-    return ReadBatches(read, batch_size, None, _name(data))
+    return ReadBatches(lambda iteration: iteration, read, batch_size, None, _name(data))
+
+
+def described(batch: Any) -> str:
+    """Dtype, shape and hash of each array of a batch, or of all data."""
+    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(batch)]
+    hashes = [hashlib.sha256(array.tobytes()).hexdigest()[:16] for array in arrays]
+    return ", ".join(f"{a.dtype}{list(a.shape)} sha256 {h}" for a, h in zip(arrays, hashes, strict=True))
 
 
 def require_numbers(array: np.ndarray, indices: np.ndarray) -> None:

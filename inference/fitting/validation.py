@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
-from numpyro.infer import SVI
 
-from dpm_ppl.inference.fitting.sources import Resident, Source, in_order
+from dpm_ppl.inference.fitting.prepare import Prepared
+from dpm_ppl.inference.fitting.sources import Resident, Source, described, in_order
 
 
 class Validated(NamedTuple):
@@ -42,33 +43,44 @@ def nothing_validated(average: Any) -> Validated:
     return Validated(np.zeros(0, int), np.zeros(0), average)
 
 
+def describe(data: Resident | Source, batch_size: int) -> str:
+    """Validation data in a line: how many, and the first batch of them."""
+    batches = in_order(data, batch_size)
+    first, indices = next(batches)
+    return f"{len(indices) + sum(len(indices) for _, indices in batches)} data, the first batch {described(first)}"
+
+
 def validator(
-    svi: SVI, data: Resident | Source, args: tuple[Any, ...], *, batch_size: int, key: Array, normaliser: int | None
-) -> Callable[[Any], float]:
+    prepared: Prepared, data: Resident | Source, args: tuple[Any, ...], *, batch_size: int, key: Array
+) -> Callable[[Any, Any], float]:
     """What a fit is validated by.
 
     Args:
-        svi: SVI of the program, whose arguments are `((x0, indices), *args)`.
+        prepared: The program, ready to fit.
         data: The part that is kept out of the fit, in memory or read each time.
         args: Further arguments of the program.
         batch_size: How many data are evaluated at once; the rest together.
         key: Random key of the noise, the same each time.
-        normaliser: Number of data that a loss adds up; None where it is those of its batch.
 
     Returns:
-        The loss in nats per datum, averaged over the part, of unconstrained parameters; infinite where it is NaN.
+        The loss in nats per datum, averaged over the part, of unconstrained parameters and NumPyro's mutable state, or
+        None; infinite where it is NaN.
     """
+    svi = prepared.svi
+    adds_up = cache(lambda size: prepared.adds_up(jax.device_put(next(in_order(data, size))), args))
 
     @jax.jit
-    def evaluate(average: Any, key: Array, batch: tuple[Any, Array]) -> Array:
-        return svi.loss.loss(key, svi.constrain_fn(average), svi.model, svi.guide, batch, *args)
+    def evaluate(average: Any, mutable_state: Any, key: Array, batch: tuple[Any, Array]) -> Array:
+        values = {**svi.constrain_fn(average), **(mutable_state or {})}
+        return svi.loss.loss(key, values, svi.model, svi.guide, batch, *args)
 
-    def loss(average: Any) -> float:
+    def loss(average: Any, mutable_state: Any) -> float:
         total, num_data = 0.0, 0
         for place, (x0, indices) in enumerate(in_order(data, batch_size)):
+            prepared.require_states(x0)
             size = len(indices)
-            value = evaluate(average, jax.random.fold_in(key, place), (x0, indices))
-            total, num_data = total + size * float(value) / (normaliser or size), num_data + size
+            value = evaluate(average, mutable_state, jax.random.fold_in(key, place), (x0, indices))
+            total, num_data = total + size * float(value) / adds_up(size), num_data + size
         return math.inf if math.isnan(total) else total / num_data
 
     return loss

@@ -17,7 +17,8 @@ class Watch:
 
     Args:
         every: Iterations between validations, and calls of the callback; they are at its multiples and at the end.
-        validate: Loss in nats per datum of averaged parameters on the validation data; None where there are none.
+        validate: Loss in nats per datum, on the validation data, of averaged parameters and the mutable state; None
+            where there are no such data.
         patience: How many validations in a row may be no better than the best before the fit ends; None never ends it.
         callback: Called with what is done.
         metrics: Where lines are written.
@@ -25,7 +26,7 @@ class Watch:
     """
 
     every: int
-    validate: Callable[[Any], float] | None
+    validate: Callable[[Any, Any], float] | None
     patience: int | None
     callback: Callable[[Done], Any] | None
     metrics: Metrics | None
@@ -47,7 +48,8 @@ class Watch:
         validated = done.validated
         if due and self.validate is not None and done.position not in validated.iterations:
             average = done.carry.average
-            done = replace(done, validated=validated.then(done.position, self.validate(average), average))
+            loss = self.validate(average, done.carry.mutable_state)
+            done = replace(done, validated=validated.then(done.position, loss, average))
         if self.metrics is not None and done.position > self.metrics.newest and (due or self.metrics.due()):
             self.metrics.add(self._line(done, since=self.metrics.newest))
         if due and self.callback is not None:

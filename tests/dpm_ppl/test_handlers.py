@@ -227,13 +227,6 @@ def test_a_single_datum_needs_no_plate():
     assert_unbiased(TraceMeanField_ELBO(), pair, BITS.params, ALL[5], exact=lambda params: bits_loss(params, ALL[5]))
 
 
-@pytest.mark.parametrize("wrap", [lambda pair: pair, lambda pair: subsampled(pair, 2)], ids=["plain", "subsampled"])
-def test_a_batch_without_a_plate_is_an_error(wrap):
-    pair = wrap(without_plate(BITS.diffusion))
-    with pytest.raises(ValueError, match="Model and guide shapes disagree at site"):  # NumPyro's own
-        TraceMeanField_ELBO().loss(jax.random.key(0), BITS.params, *pair, ALL)
-
-
 @pytest.mark.parametrize("size", [None, 2, "plain"])
 def test_two_chains_a_global_latent_a_parameter_and_extra_arguments(size):
     def model(x0, bits, y, *, noise):

@@ -128,3 +128,16 @@ def test_what_cannot_be_told_or_does_not_agree():
 
     with pytest.raises(ValueError, match=r"beside the context that `diffusion` makes of .*\(3,\); got \(3, 2\)"):
         parts_of(program(model=wider), {"c": C, "x0": X})
+
+    def scaled(c, x0=None):
+        with numpyro.plate("data", len(c)):
+            return dpm.reverse_chain("x", diffusion(3 * c), obs=x0)
+
+    with pytest.raises(ValueError, match=r"\(3,\); got other values\. Let both call diffusion with the parts"):
+        parts_of(program(model=scaled), {"c": C, "x0": X})
+
+    def unpacked(*parts):
+        return shifted(*parts)
+
+    with pytest.raises(ValueError, match=r"observe none of them as they are, and 0 of its arguments"):
+        parts_of(program(model=unpacked), (C, X))

@@ -85,8 +85,54 @@ def test_batches_made_elsewhere_begin_anew_each_epoch(tmp_path):
             np.testing.assert_array_equal(feed(i)[0], np.asarray(DATA[16 * (i % 4) :][:16]))
 
 
+class OneBuffer(Epochs):
+    """The same, each batch in the memory of the one before."""
+
+    def __iter__(self):
+        buffer = np.empty((self.batch_size, 1))
+        for batch in super().__iter__():
+            buffer[:] = batch
+            yield buffer
+
+
+class Shuffled(Epochs):
+    """The same, in another order each time."""
+
+    rng = np.random.default_rng(0)
+
+    def __iter__(self):
+        self.array = self.rng.permutation(self.array)
+        return super().__iter__()
+
+
+def test_memory_that_is_used_again_is_read_before():
+    read = sources.read_batches(OneBuffer(), batch_size=16, key=None)
+    with read.feed(4) as feed:
+        batches = [feed(i)[0] for i in range(4)]
+    np.testing.assert_array_equal(np.concatenate(batches), DATA)
+
+
+def test_batches_in_another_order_cannot_be_resumed(tmp_path):
+    small(data=Shuffled(), run_dir=tmp_path, **{**OPTIONS, "num_iterations": 2})
+    with pytest.raises(ValueError, match="data was .*Shuffled, the first batch"):
+        small(data=Shuffled(), run_dir=tmp_path, resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize("rows", [dict, tuple])
+def test_a_source_may_give_parts(rows):
+    def give(array, indices):
+        parts = {"x0": array.tolist(), "c": (3 * array).tolist()}
+        return parts if rows is dict else tuple(parts.values())
+
+    read = sources.read_batches(Rows(spoil=give), batch_size=16, key=jax.random.key(0))
+    batch, indices = read.source
+    x0, c = (batch["x0"], batch["c"]) if rows is dict else batch
+    np.testing.assert_array_equal(x0, DATA[np.asarray(indices)])
+    np.testing.assert_array_equal(c, 3 * DATA[np.asarray(indices)])
+
+
 def test_sources_beside_arrays_stay_together():
-    read = sources.read_batches({"x0": Rows(), "c": 3 * DATA}, batch_size=16, key=np.array([0, 7], np.uint32))
+    read = sources.read_batches({"x0": Rows(), "c": 3 * DATA}, batch_size=16, key=jax.random.key(7))
     with read.feed(4) as feed:
         for i in range(4):
             batch, indices = feed(i)
@@ -117,7 +163,7 @@ class Shrinking(Rows):
         (Rows(np.array(["a"] * 64)), TypeError, "numeric array"),
         (Shrinking(), ValueError, "source of 64 data, as when the fit began; Shrinking now has 63"),
         (Rows(DATA[:10]), ValueError, "at most the number of data, 10; got 16"),
-        ((Rows(), Rows(DATA[:40])), ValueError, r"sources of one length.*got \[64, 40\]"),
+        ((Rows(), Rows(DATA[:40])), ValueError, r"arrays of one length.*got \{0: 64, 1: 40\}"),
         (Epochs(24), ValueError, r"batches of 16 data.*batch 1 has shape \(24, 1\)"),
         (Epochs(16, DATA[:40]), ValueError, r"batch 3 has shape \(8, 1\)"),
         (iter(Epochs()), TypeError, "begins anew with each `iter`"),
@@ -126,7 +172,7 @@ class Shrinking(Rows):
 )
 def test_bad_sources(data, error, message):
     def read_all():
-        batches = sources.read_batches(data, batch_size=16, key=np.array([0, 7], np.uint32))
+        batches = sources.read_batches(data, batch_size=16, key=jax.random.key(7))
         with batches.feed(8) as feed:
             for i in range(8):
                 feed(i)
@@ -148,3 +194,8 @@ def test_values_that_come_later_are_held_against_the_support_too():
     bits = np.where(np.arange(64)[:, None] == bad, 2, np.arange(64)[:, None] % 2)
     with pytest.raises(ValueError, match="support of the kernel's states.* from 0 to 2"):
         small(model=bits_model, guide=bits_guide, data=Rows(bits), **OPTIONS)
+    with pytest.raises(ValueError, match="support of the kernel's states.* from 0 to 2"):
+        small(model=bits_model, guide=bits_guide, data=bits.astype(np.uint8), **OPTIONS)
+    with pytest.raises(ValueError, match="support of the kernel's states.* from 0 to 2") as caught:
+        small(model=bits_model, guide=bits_guide, data=bits % 2, validation=bits, **OPTIONS)
+    assert "`validation` data" in caught.value.__notes__[-1]

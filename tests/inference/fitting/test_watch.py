@@ -39,8 +39,10 @@ def test_lines_say_what_the_fit_does(monkeypatch, chunks, tmp_path):
 
 
 def test_an_injected_rate_is_told(tmp_path):
-    small(run_dir=tmp_path, optimizer=optax.inject_hyperparams(optax.sgd)(learning_rate=0.004), **OPTIONS)
-    assert {row["learning_rate"] for row in lines(tmp_path)} == {"0.004"}
+    for name, rate, told in (("fixed", 0.004, "0.004"), ("scheduled", lambda i: 0.002 + 0.0 * i, "0.002")):
+        injected = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+        small(run_dir=tmp_path / name, optimizer=injected, **OPTIONS)
+        assert {row["learning_rate"] for row in lines(tmp_path / name)} == {told}
 
 
 def test_a_callback_sees_the_fit_so_far(tmp_path):
@@ -50,6 +52,17 @@ def test_a_callback_sees_the_fit_so_far(tmp_path):
     assert list(seen) == [12, 24, 30]
     assert identical(seen[30].params, fit.params)
     assert identical(seen[24].params, small(**{**options, "num_iterations": 24}).params)
+
+
+def test_what_a_callback_breaks_is_kept(tmp_path):
+    def stop(so_far):
+        raise RuntimeError("enough")
+
+    options = {**OPTIONS, "optimizer": optax.adam(1e-2), "run_dir": tmp_path}
+    with pytest.raises(RuntimeError, match="enough"):
+        small(callback=stop, every=12, **options)
+    assert runs.newest_position(tmp_path) == 12
+    assert identical(small(resume=True, **options).params, small(**{**options, "run_dir": None}).params)
 
 
 def test_a_run_of_before_the_norm_was_kept_resumes(monkeypatch, tmp_path):
@@ -82,6 +95,8 @@ def test_parameters_to_begin_with():
     ("params", "message"),
     [
         ({"gaim": np.zeros(3)}, "which are gain, scale, shift; got gaim"),
+        ({"scale": -np.ones(3)}, "finite and within their constraints; those of scale"),
+        ({"gain": np.full(3, np.nan)}, "finite and within their constraints; those of gain"),
         ({"gain": np.zeros(2)}, r"gain is float64\[3\] in the program, and float64\[2\]"),
     ],
 )
