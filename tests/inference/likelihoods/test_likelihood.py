@@ -338,8 +338,8 @@ def test_estimate_at():
     weight = np.exp(log_weight)
     groups = (weight[:4].mean(0), weight[4:8].mean(0))
     np.testing.assert_allclose(result.estimate_at(4), np.log(groups).mean(0))
-    for num in (0, 11):
-        with pytest.raises(ValueError, match="1 <= num_particles <= 10"):
+    for num, message in ((0, "`num_particles` to be at least 1; got 0"), (11, "1 <= num_particles <= 10; got 11")):
+        with pytest.raises(ValueError, match=message):
             result.estimate_at(num)
     assert np.isnan(Likelihood(log_weight[:1], np.zeros(0)).standard_error).all()
 
