@@ -24,7 +24,7 @@ if "XLA_FLAGS" not in os.environ and not subprocess.run(_TRIAL, env=_QUICKER, ca
 # Threads for XLA: on two cores its pool deadlocks for good in large batches of LAPACK calls, which a stock
 # MultivariateNormal makes (see dpm_ppl/distributions.py).
 os.environ.setdefault("NPROC", "4")
-# Traces are millions of objects that live on: looking among them for cycles as often as usual takes a tenth of the time.
+# Traces are millions of objects that live on: to look for cycles as often as usual takes a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
 os.environ["MPLBACKEND"] = "Agg"  # also for the programs that tests start; NumPyro does not import matplotlib
 numpyro.enable_x64()
