@@ -116,12 +116,14 @@ class Parts:
         return called(model, self.batch(None, context)) if self.names[1:] else model(size=size)
 
 
-def parts_of(program: Any, data: Any) -> Parts:
+def parts_of(program: Any, data: Any, *, by_value: bool = True) -> Parts:
     """Reads off a program which part of its data is the datum: what its chain observes, or else what it can draw.
 
     Args:
         program: A `dpm_ppl.programs.Program`, or any object with `model`; `diffusion` if it likes.
         data: Its data: a distribution, an array, or a tuple or dictionary of arrays.
+        by_value: Whether the context of the model's chain is to be that of `diffusion` by value, and not by shape alone
+            (`check` looks at what the laws make of it).
 
     Returns:
         The parts.
@@ -148,7 +150,7 @@ def parts_of(program: Any, data: Any) -> Parts:
         )
     parts = Parts(model, raw if free or given else None, names, next(iter(drawn)), given)
     if parts.definition is not None:
-        _require_same_context(parts, batch)
+        _require_same_context(parts, batch, by_value=by_value)
     return parts
 
 
@@ -182,7 +184,7 @@ def _can_be_drawn(model: Callable[..., Any], name: Any) -> bool:
     return name < len(parameters) and list(parameters.values())[name].default is None
 
 
-def _require_same_context(parts: Parts, batch: Any) -> None:
+def _require_same_context(parts: Parts, batch: Any, *, by_value: bool) -> None:
     """Checks that the model's chain has the context that `diffusion` makes of the parts beside the datum."""
 
     @jax.jit  # which leaves out what no context depends on, such as the network
@@ -197,7 +199,7 @@ def _require_same_context(parts: Parts, batch: Any) -> None:
 
     found, own = contexts(batch)
     for context in found:
-        if not _same(context, own):
+        if _shapes(context) != _shapes(own) or (by_value and not _equal(context, own)):
             given = f"what is beside the datum, {_shapes(parts.context(batch))}" if parts.given else "no argument"
             got = "other values" if _shapes(context) == _shapes(own) else _shapes(context)
             raise ValueError(
@@ -207,8 +209,8 @@ def _require_same_context(parts: Parts, batch: Any) -> None:
             )
 
 
-def _same(context: Any, own: Any) -> bool:
-    return bool(_shapes(context) == _shapes(own) and all(jax.tree.leaves(jax.tree.map(np.allclose, context, own))))
+def _equal(context: Any, own: Any) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.allclose, context, own)))
 
 
 def _shapes(tree: Any) -> Any:

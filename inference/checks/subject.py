@@ -255,7 +255,7 @@ def subject(program: Any, *, seed: int = 0, params: Mapping[str, Any] | None = N
             raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(program, name)).__name__}.")
     data_key, key = jax.random.split(jax.random.key(seed))
     source = _source(program.data)
-    parts = parts_of(program, source)
+    parts = parts_of(program, source, by_value=False)
     if parts.names and num_data_of(source) is None:
         source = draw(source, key=jax.random.fold_in(data_key, 1), num_data=_NUM_DRAWN)
     model, guide = partial(called, program.model), partial(called, program.guide)
