@@ -204,12 +204,7 @@ def calibrate(
 
     def ranked(value: Any, observation: Any) -> dict[str, Any]:
         if quantities is not None:
-            found = quantities(value, observation)
-            if not isinstance(found, Mapping):
-                raise TypeError(
-                    f"Expected `quantities` to return them by name, a dictionary; got {type(found).__name__}."
-                )
-            return dict(found)
+            return _named(quantities(value, observation))
         return dict(value) if isinstance(value, dict) else {_listed(sites)[0]: value}
 
     def simulate(key: Array) -> tuple[Any, Any]:
@@ -268,6 +263,12 @@ class _References:
         off = (self.observations - _flat(observation)) / self.scale
         point = self.values[jnp.argmin(jnp.sum(off**2, -1))]
         return lambda value: jnp.sqrt(jnp.sum(((_flat(value) - point) / self.value_scale) ** 2))
+
+
+def _named(quantities: Any) -> dict[str, Any]:
+    if not isinstance(quantities, Mapping):
+        raise TypeError(f"Expected `quantities` to return a dictionary of them; got {type(quantities).__name__}.")
+    return dict(quantities)
 
 
 def _flat(tree: Any) -> Array:
