@@ -49,9 +49,14 @@ class Prepared:
     def adds_up(self, batch: tuple[Any, Array], args: tuple[Any, ...]) -> int:
         """How many data a loss of another batch `(x0, indices)` adds up: of a plate in full, all that it stands for."""
         size, read = len(batch[1]), _Reader(batch[0])
-        fresh = SVI(self.svi.model, self.svi.guide, self.svi.optim, self.svi.loss)  # `init` leaves its mark on it
-        with read, warnings.catch_warnings(action="ignore"):
-            jax.eval_shape(lambda key: fresh.init(key, batch, *args), jax.random.key(0))
+
+        def run(key: Array) -> None:
+            with read:
+                SVI(self.svi.model, self.svi.guide, self.svi.optim, self.svi.loss).init(key, batch, *args)
+            read.kernels.clear()  # which are of this trace
+
+        with warnings.catch_warnings(action="ignore"):
+            jax.eval_shape(run, jax.random.key(0))
         full = [of for of, part in read.plates.values() if part == size != of]
         return full[0] if full else size
 
@@ -101,6 +106,8 @@ def prepare(
             batches.require(read.require_all)
         supports[:] = [(kernel.stationary().support, leaf) for kernel, leaf in read.kernels]
         (transforms,) = svi.constrain_fn.args
+        read.kernels.clear()  # of this trace, as are the transforms: neither may outlive it
+        svi.constrain_fn = None
         return state, transforms
 
     params = None if params is None else jax.tree.map(jnp.asarray, dict(params))
