@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from dpm_ppl import data
 from dpm_ppl.commands import find
@@ -53,8 +54,10 @@ def test_every_command(run):
     if is_gan:
         assert "no likelihood" in done.stdout
     else:
-        evaluated = written(run_dir, done, "evaluation.json", "evaluation.png")
-        assert evaluated["elbo_bits"] < evaluated["estimate_bits"]
+        written(run_dir, done, "evaluation.json", "evaluation.png")
+        # By the same weights, datum by datum. `elbo_bits` is of draws of its own, a third of a bit off in a datum here.
+        with xr.open_dataset(run_dir / "likelihood.nc", group="likelihood", engine="h5netcdf") as likelihood:
+            assert (likelihood["elbo"] < likelihood["estimate"]).all()
 
     np.save(run_dir / "y.npy", x0[:1])
     done = dpm("posterior", run_dir, "--observe", run_dir / "y.npy", "--noise", 0.4, "--particles", 50)
