@@ -44,7 +44,9 @@ def test_every_command(run):
 
     done = dpm("sample", run_dir, "-n", 16)
     assert done.exit_code == 0, done.output
-    x0 = np.load(run_dir / "samples.npz")["x0"]
+    with np.load(run_dir / "samples.npz") as archive:
+        samples = dict(archive)
+    x0 = samples["x0"]
     assert x0.shape[0] == 16
     assert np.asarray(data.support_of(program.data(), x0)(x0)).all()
     assert (run_dir / "samples.png").stat().st_size > 10_000
@@ -60,6 +62,11 @@ def test_every_command(run):
             assert (likelihood["elbo"] < likelihood["estimate"]).all()
 
     np.save(run_dir / "y.npy", x0[:1])
-    done = dpm("posterior", run_dir, "--observe", run_dir / "y.npy", "--noise", 0.4, "--particles", 50)
-    expected = "with `diffusion`, one chain" if program.diffusion is None else "of real numbers or bits"
-    assert f"Error: Expected a program {expected}" in done.stderr
+    observe = ("posterior", run_dir, "--observe", run_dir / "y.npy", "--noise", 0.4, "--particles", 400)
+    beside = {name: array[:1] for name, array in samples.items() if name != "x0"}
+    if beside:
+        np.savez(run_dir / "c.npz", **beside)
+        written(run_dir, dpm(*observe, "--context", run_dir / "c.npz"), "posterior.json", "posterior.png")
+    else:
+        expected = "with `diffusion`, one chain" if program.diffusion is None else "of real numbers or bits"
+        assert f"Error: Expected a program {expected}" in dpm(*observe).stderr
