@@ -380,11 +380,16 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
             raise ValueError(
                 f"Expected `x0` to be finite; got {int((~np.isfinite(values)).sum())} NaN or infinite values."
             )
-        with jax.ensure_compile_time_eval():
-            inside = bool(jnp.all(support(values)))
-        if not inside:
-            raise ValueError(
-                f"Expected `x0` within the support of the kernel's states, {support}; got values from {values.min()} "
-                f"to {values.max()}."
-            )
+        require_within(support, values)
     return x0
+
+
+def require_within(support: Any, values: Any) -> None:
+    """Checks that known values lie in the support of a kernel's states; ValueError if one does not."""
+    with jax.ensure_compile_time_eval():
+        inside = bool(jnp.all(support(values)))
+    if not inside:
+        raise ValueError(
+            f"Expected `x0` within the support of the kernel's states, {support}; got values from {values.min()} to "
+            f"{values.max()}."
+        )

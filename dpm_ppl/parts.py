@@ -116,6 +116,11 @@ class Parts:
         return called(model, self.batch(None, context)) if self.names[1:] else model(size=size)
 
 
+def rows_of(context: Any, rows: np.ndarray) -> Any:
+    """Rows of a context, or of other data in parts; after the last row the first comes again."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows % len(leaf)], context)
+
+
 def parts_of(program: Any, data: Any, *, by_value: bool = True) -> Parts:
     """Reads off a program which part of its data is the datum: what its chain observes, or else what it can draw.
 

@@ -12,6 +12,7 @@ from dpm_ppl.commands.files import Context, Out, Overwrite, free_directory, read
 from dpm_ppl.commands.run import Force, Model, RunDir, open_run
 from dpm_ppl.data import fresh_data, support_of
 from dpm_ppl.inference.records import write_whole
+from dpm_ppl.parts import rows_of
 
 
 def sample(
@@ -26,7 +27,7 @@ def sample(
     force: Force = False,
 ) -> None:
     """Draw exact ancestral samples from a fit, beside held-out contexts or given ones: samples.npz and samples.png."""
-    from dpm_ppl.reports.samples import draws, repeated, samples_figure
+    from dpm_ppl.reports.samples import draws, samples_figure
 
     with clear_errors():
         run = open_run(run_dir, model=model, force=force)
@@ -37,7 +38,7 @@ def sample(
             some = fresh_data(run.evaluated.data, key=jax.random.fold_in(data_key, 1), num_data=num_samples)
             given = parts.context(some)
         x0 = draws(parts, run.params, key=key, num_samples=num_samples, context=given)
-        arrays: dict[str, Any] = {parts.datum_name: x0, **parts.by_name(repeated(given, num_samples))}
+        arrays: dict[str, Any] = {parts.datum_name: x0, **parts.by_name(rows_of(given, np.arange(num_samples)))}
         write_whole(directory / "samples.npz", lambda file: np.savez(file, **arrays))
         alone, title = parts.alone(run.data), run.program.path.stem
         shown = None

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from dpm_ppl.chains import forward_states, reverse_states
 from dpm_ppl.data import entropy_limit, fresh_data, support_of
 from dpm_ppl.inference import Fit, bound
-from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import fit_figure
 from dpm_ppl.reports.numbers import explained
 from dpm_ppl.reports.objective import objective
-from dpm_ppl.reports.samples import draws, repeated, samples_figure
+from dpm_ppl.reports.samples import draws, samples_figure
 
 
 def metrics(summary: Mapping[str, float], *, limit: float | None, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _of_chain(
     @jax.jit
     def states(params: Any, batch: Any) -> Any:
         context = parts.context(batch)
-        diffusion = parts.built(params, repeated(context, num_shown))
+        diffusion = parts.built(params, rows_of(context, np.arange(num_shown)))
         reverse = reverse_states(diffusion, key=keys[3], num_samples=num_shown, times=times)
         return forward_states(diffusion, parts.x0(batch), key=keys[4], times=times), reverse
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dpm_ppl.chains import reverse_states
 from dpm_ppl.data import fresh_data
 from dpm_ppl.inference import coverage, discriminate
-from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import draw_loss
@@ -67,15 +67,10 @@ def draws(parts: Parts, params: Any, *, key: Any, num_samples: int, context: Any
 
     blocks = tqdm(range(-(-num_samples // size)), desc="sample", unit="block", delay=2, leave=False)
     drawn = [
-        np.asarray(draw(params, jax.random.fold_in(key, block), repeated(context, size, first=block * size)))
+        np.asarray(draw(params, jax.random.fold_in(key, block), rows_of(context, block * size + np.arange(size))))
         for block in blocks
     ]
     return np.concatenate(drawn)[:num_samples]
-
-
-def repeated(context: Any, num: int, *, first: int = 0) -> Any:
-    """Rows `first`, `first + 1`, ... of a context, in all `num`; after its last row the first again."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.arange(first, first + num) % len(leaf)], context)
 
 
 def compare(

@@ -20,6 +20,7 @@ from dpm_ppl.inference.checks.subject import Chain, Subject
 from dpm_ppl.inference.likelihoods.bounds import Bound, divergence
 from dpm_ppl.inference.likelihoods.likelihood import log_likelihood, log_mean_exp
 from dpm_ppl.kernels.kernel import has_closed_forms
+from dpm_ppl.parts import rows_of
 
 _NUMBERS = 1_000_000  # in the trajectories of an estimate, of all data
 
@@ -77,7 +78,7 @@ def _order(chain: Chain) -> Finding:
     try:
         rows = np.concatenate([np.arange(num_data), np.arange(len(made_data))])
         both = log_likelihood(
-            chain.definition, np.concatenate([x0, made_data]), context=chain.beside_rows(rows), **given
+            chain.definition, np.concatenate([x0, made_data]), context=rows_of(chain.context, rows), **given
         )
     except ValueError as error:
         return failed(name, f"Importance weights cannot be had: {error}")

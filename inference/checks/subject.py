@@ -22,7 +22,7 @@ from dpm_ppl.data import as_now, draw, drawn_beside, num_data_of
 from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.likelihoods.bounds import Bound, bound
 from dpm_ppl.kernels.kernel import Kernel, widened
-from dpm_ppl.parts import Parts, parts_of
+from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Declared, Sites, called, plain_sites, read
 
 NUMBERS = 50_000  # in one trajectory of every datum
@@ -94,7 +94,7 @@ class Chain:
         Shapes (T + 1, num, *event), (T, num) and (num,).
         """
         num = max(8, min(200, 20 * NUMBERS // (self.num_steps * math.prod(self.forward.event_shape))))
-        model = self.model.beside(self.beside_rows(np.arange(num)), (num,))
+        model = self.model.beside(rows_of(self.context, np.arange(num)), (num,))
 
         @jax.jit
         def make(key: Array) -> tuple[Array, Array, Array]:
@@ -117,10 +117,6 @@ class Chain:
         num = max(4, min(64, 20 * NUMBERS // self.states.size))
         x0 = self.x0.reshape(-1, *self.forward.event_shape)
         return bound(self.definition, x0, params={}, key=self.key, num_samples=num, context=self.context)
-
-    def beside_rows(self, rows: np.ndarray) -> Any:
-        """The context of rows of the data; after the last row the first comes again."""
-        return jax.tree.map(lambda leaf: leaf[rows % len(leaf)], self.context)
 
     def steps(self, *t: int) -> Array:
         """Steps t, by default all of 1..T, shaped to broadcast against states of those steps."""

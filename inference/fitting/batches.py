@@ -1,7 +1,7 @@
 """Minibatches: the batch of an iteration, a function of a random key and the iteration."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,10 +96,9 @@ class ArrayBatches:
         """Dtype, shape and hash of each array."""
         return described(self.source)
 
-    @contextmanager
-    def feed(self, stop: int) -> Iterator[Feed]:
+    def feed(self, stop: int) -> AbstractContextManager[Feed]:
         """The arrays."""
-        yield lambda iteration: self.source
+        return nullcontext(lambda iteration: self.source)
 
     def require(self, check: Check) -> None:
         """Checks all of the data."""
@@ -141,10 +140,9 @@ class FreshBatches:
         """The distribution's type and event shape."""
         return f"{type(self.distribution).__name__} of event shape {list(self.distribution.event_shape)}"
 
-    @contextmanager
-    def feed(self, stop: int) -> Iterator[Feed]:
+    def feed(self, stop: int) -> AbstractContextManager[Feed]:
         """Nothing is read."""
-        yield lambda iteration: None
+        return nullcontext(lambda iteration: None)
 
     def require(self, check: Check) -> None:
         """Nothing is checked: what a distribution draws is in its support."""
@@ -207,7 +205,8 @@ def _checked(data: Any, batch_size: int) -> Array:
         raise TypeError(
             f"Expected `data` to be an array or a NumPyro distribution; got {type(data).__name__}."
         ) from error
-    require_numbers(np.atleast_1d(array), np.arange(len(np.atleast_1d(array))))
+    rows = np.atleast_1d(array)
+    require_numbers(rows, np.arange(len(rows)))
     if array.ndim < 1:
         raise ValueError("Expected `data` of shape (num_data, *event); got a single number.")
     if array.size == 0:

@@ -17,7 +17,7 @@ from numpyro.infer.svi import SVIState
 from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
-from dpm_ppl.diffusion import require_data
+from dpm_ppl.diffusion import require_data, require_within
 from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.runs import kinds
@@ -225,11 +225,7 @@ def _require_within(supports: list[tuple[Any, int]], batch: Any) -> None:
     """Checks a batch that is read later, when the kernels, of a program's trace, are gone."""
     leaves = jax.tree.leaves(batch)
     for support, leaf in supports:
-        if not jnp.all(support(leaves[leaf])):
-            raise ValueError(
-                f"Expected data within the support of the kernel's states, {support}; got values from "
-                f"{leaves[leaf].min()} to {leaves[leaf].max()}."
-            )
+        require_within(support, leaves[leaf])
 
 
 def _require_like(params: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
@@ -239,7 +235,7 @@ def _require_like(params: Mapping[str, Any], declared: Mapping[str, Any]) -> Non
             f"Expected `params` of the program, which are {', '.join(declared)}; got {', '.join(unknown)} as well."
         )
     for name, value in params.items():
-        there, here = kinds(declared[name]), kinds(jax.tree.map(jnp.asarray, value))
+        there, here = kinds(declared[name]), kinds(value)
         if differing := [at for at in {**there, **here} if there.get(at) != here.get(at)]:
             at = differing[0]
             raise ValueError(

@@ -165,7 +165,7 @@ def read_batches(data: Any, *, batch_size: int, key: Array) -> ReadBatches:
 
 
 def _indexed(data: Any, batch_size: int, key: Array) -> ReadBatches:
-    num_data = _length(data)
+    num_data = num_rows(data)
     require_enough(num_data, batch_size)
     per_epoch = num_data // batch_size
 
@@ -187,7 +187,7 @@ def in_order(data: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
     """Data once, in their order.
 
     Args:
-        data: With an index, in memory or not; or a tuple or dictionary of such.
+        data: With an index (see `indexable`).
         batch_size: Number of data in a batch; the last has what is left.
 
     Yields:
@@ -197,28 +197,27 @@ def in_order(data: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
         TypeError: the data have no index, or are no numbers.
         ValueError: there are none, or parts of different lengths, or NaN or infinity.
     """
-    if isinstance(data, Mapping):
-        data = {name: _array_or_source(part) for name, part in data.items()}
-    elif isinstance(data, tuple):
-        data = tuple(map(_array_or_source, data))
-    else:
-        data = _array_or_source(data)
-    num_data = _length(data)
+    num_data = num_rows(data)
     for begin in range(0, num_data, batch_size):
         indices = np.arange(begin, min(begin + batch_size, num_data))
         yield _at(data, indices, num_data), indices
 
 
-def _array_or_source(part: Any) -> Any:
-    return part if is_source(part) else np.asarray(part)
+def indexable(data: Any) -> Any:
+    """Data, or a tuple or dictionary of them, where what is not read from a source is a NumPy array."""
+    if isinstance(data, Mapping):
+        return {name: indexable(part) for name, part in data.items()}
+    if isinstance(data, tuple):
+        return tuple(map(indexable, data))
+    return data if is_source(data) else np.asarray(data)
 
 
 def _parts(data: Any) -> dict[Any, Any]:
     return data if isinstance(data, dict) else dict(enumerate(data)) if isinstance(data, tuple) else {"data": data}
 
 
-def _length(data: Any) -> int:
-    """Number of data, of all parts alike."""
+def num_rows(data: Any) -> int:
+    """Number of data, of all parts alike; TypeError or ValueError where that is not known, or they are none."""
     parts = _parts(data)
     if not all(map(_has_index, parts.values())):
         raise TypeError(f"Expected data with a length and an index; got {', '.join(map(_name, parts.values()))}.")

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from dpm_ppl.inference.fitting.prepare import Prepared
-from dpm_ppl.inference.fitting.sources import Resident, Source, described, in_order
+from dpm_ppl.inference.fitting.sources import Resident, Source, described, in_order, indexable, num_rows
 
 
 class Validated(NamedTuple):
@@ -45,9 +45,9 @@ def nothing_validated(average: Any) -> Validated:
 
 def describe(data: Resident | Source, batch_size: int) -> str:
     """Validation data in a line: how many, and the first batch of them."""
-    batches = in_order(data, batch_size)
-    first, indices = next(batches)
-    return f"{len(indices) + sum(len(indices) for _, indices in batches)} data, the first batch {described(first)}"
+    data = indexable(data)
+    first, _ = next(in_order(data, batch_size))
+    return f"{num_rows(data)} data, the first batch {described(first)}"
 
 
 def validator(
@@ -66,7 +66,7 @@ def validator(
         The loss in nats per datum, averaged over the part, of unconstrained parameters and NumPyro's mutable state, or
         None; infinite where it is NaN.
     """
-    svi = prepared.svi
+    svi, data = prepared.svi, indexable(data)
     adds_up = cache(lambda size: prepared.adds_up(jax.device_put(next(in_order(data, size))), args))
 
     @jax.jit
