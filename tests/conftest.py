@@ -12,6 +12,8 @@ import numpy as np
 import numpyro
 import pytest
 
+from tests.compiling import share_contexts
+
 # Most tests compile for seconds and run for milliseconds: without XLA's optimisations they are ready in half the time.
 # For those that run for long there is `tests.compiling.optimised`. The variable is for what tests start.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -26,6 +28,9 @@ if "XLA_FLAGS" not in os.environ and not subprocess.run(_TRIAL, env=_QUICKER, ca
 os.environ.setdefault("NPROC", "4")
 # Traces are millions of objects that live on: to look for cycles as often as usual takes a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
+share_contexts()
+# Which line of Python an instruction came from is a tenth of the time too, and nothing here reads it.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 os.environ["MPLBACKEND"] = "Agg"  # also for the programs that tests start; NumPyro does not import matplotlib
 numpyro.enable_x64()
 
@@ -42,9 +47,9 @@ def pytest_configure(config):
         else:
             config.stash[_KEPT] = tempfile.TemporaryDirectory(prefix="dpm-tests-")
             os.environ[CACHE] = config.stash[_KEPT].name
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
     jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 
 def pytest_unconfigure(config):
