@@ -104,7 +104,8 @@ class Diffusion:
             raise TypeError(
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
-        require_laws(self.kernel, "stationary", "step")
+        if not type(self.kernel).__module__.startswith("dpm_ppl.kernels."):  # whose laws are plain functions
+            require_laws(self.kernel, "stationary", "step")
         if self.decode is None:
             object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, step_number(1)))
             object.__setattr__(self, "has_fixed_last_step", True)
@@ -173,9 +174,13 @@ class Diffusion:
             laws = {name: law for name, law in laws.items() if name != "decode"}
         if self.num_steps == 1:
             laws = {name: law for name, law in laws.items() if name != "reverse"}
+        stationary = self.kernel.stationary()
+        one = jax.eval_shape(stationary.sample, jax.random.key(0))
         for batch in _BATCHES:
+            state, t = jax.ShapeDtypeStruct(batch + one.shape, one.dtype), jax.ShapeDtypeStruct(batch[-1:], jnp.int32)
             for name, law in laws.items():
-                _require_step(self.kernel, batch, law, name)
+                require = partial(_require_law, self.event_shape, stationary.support, state=state, name=name)
+                _try_law(law, state, t, name=name, require=require)
 
     @property
     def batch_shape(self) -> tuple[int, ...] | None:
@@ -293,22 +298,15 @@ def _try_law(
         ) from error
 
 
-def _require_step(kernel: Kernel, batch: tuple[int, ...], step: Reverse, name: str) -> None:
-    """Runs a reverse step on shapes alone, for a batch of two dimensions, and says what is wrong with its result."""
-    state, t = _state(kernel, batch), jax.ShapeDtypeStruct(batch[-1:], jnp.int32)
-    require = partial(_require_law, kernel=kernel, state=state, batch=batch, name=name)
-    _try_law(step, state, t, name=name, require=require)
-
-
-def _require_law(result: Any, *, kernel: Kernel, state: Any, batch: tuple[int, ...], name: str) -> None:
-    """What is wrong with the law that a reverse step returned for states of a batch shape, if anything."""
-    stationary = kernel.stationary()
+def _require_law(event_shape: tuple[int, ...], support: Any, result: Any, *, state: Any, name: str) -> None:
+    """What is wrong with the law that a reverse step returned for states of two batch dimensions, if anything."""
+    batch = state.shape[:2]
     if not isinstance(result, dist.Distribution):
         raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.")
-    if result.event_shape != kernel.event_shape:
+    if result.event_shape != event_shape:
         raise ValueError(
-            f"Expected `{name}` to return event shape {kernel.event_shape}; got {result.event_shape} with batch shape "
-            f"{result.batch_shape} for x of batch shape {batch}. `.to_event({len(kernel.event_shape)})` on independent "
+            f"Expected `{name}` to return event shape {event_shape}; got {result.event_shape} with batch shape "
+            f"{result.batch_shape} for x of batch shape {batch}. `.to_event({len(event_shape)})` on independent "
             "coordinates makes them one event."
         )
     if result.batch_shape != batch:
@@ -317,13 +315,13 @@ def _require_law(result: Any, *, kernel: Kernel, state: Any, batch: tuple[int, .
             f"got {result.batch_shape}. It must work for any batch shape, with t broadcast against it: what goes with "
             "each datum, such as a label, is its Diffusion's `context`."
         )
-    if result.support.is_discrete != stationary.support.is_discrete:
+    if result.support.is_discrete != support.is_discrete:
         kinds = {True: "discrete", False: "continuous"}
         raise ValueError(
-            f"Expected `{name}` to return a {kinds[stationary.support.is_discrete]} distribution, as the kernel's "
+            f"Expected `{name}` to return a {kinds[support.is_discrete]} distribution, as the kernel's "
             f"states are; got the {kinds[result.support.is_discrete]} {type(result).__name__}."
         )
-    expected, came = _coordinate(stationary.support), _coordinate(result.support)
+    expected, came = _coordinate(support), _coordinate(result.support)
     # The whole line is no part of any other support; of two others the one may lie within the other.
     fixed = expected in (constraints.real, constraints.boolean)
     if came != expected and (fixed or came == constraints.real):
