@@ -19,7 +19,7 @@ ORACLE = GaussianOracle.exact(25, beta_1=0.01, alpha_bar_T=0.002)
 DRAWS = jnp.asarray(np.random.default_rng(0).multivariate_normal(MEAN, COV, 1_000_000))
 BITS = BernoulliOracle()
 
-# What is observed, its value and noise; and whether `widened`, the expansion, is told to be wrong.
+# What is observed, its value and noise.
 SEEN = {
     "a ring": (lambda x: jnp.sqrt(x @ x + 0.001), 1.9, 0.1),
     "a sum of squares": (lambda x: x @ x, 2.5, 0.4),
@@ -38,6 +38,14 @@ def program(seen, y, noise):
     return model
 
 
+def every(number):
+    """The program of each observation in turn, compiled once."""
+    seen, values, noises = zip(*SEEN.values(), strict=True)
+    x = dpm.reverse_chain("x", ORACLE.diffusion())
+    mean = jax.lax.switch(number, [lambda x, f=f: jnp.asarray(f(x)) for f in seen], x)
+    numpyro.sample("y", dist.Normal(mean, jnp.array(noises)[number]), obs=jnp.array(values)[number])
+
+
 def truth(seen, y, noise):
     """Log evidence and posterior mean by draws of the datum's own law, and their errors."""
     log_r = jax.vmap(lambda x: dist.Normal(seen(x), noise).log_prob(y))(DRAWS)
@@ -45,10 +53,16 @@ def truth(seen, y, noise):
     return jax.nn.logsumexp(log_r) - np.log(len(DRAWS)), weight @ DRAWS
 
 
+@pytest.fixture(scope="module")
+def by_default():
+    """Ten posteriors of each observation."""
+    run = jax.jit(jax.vmap(smc(every, "x", params=ORACLE.params, num_particles=1000), (0, None)))
+    return {name: run(jax.random.split(jax.random.key(1), 10), number) for number, name in enumerate(SEEN)}
+
+
 @pytest.mark.parametrize("name", SEEN)
-def test_the_default_is_right_under_any_observation(name):
-    run = smc(program(*SEEN[name]), "x", params=ORACLE.params, num_particles=1000)
-    posteriors = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 10))
+def test_the_default_is_right_under_any_observation(name, by_default):
+    posteriors = by_default[name]
     expected, mean = truth(*SEEN[name])
     if name == "a sum, far out":  # few draws get there: its closed form
         rows = np.array([1, 0.5])
@@ -63,11 +77,15 @@ def test_the_default_is_right_under_any_observation(name):
     np.testing.assert_allclose(means.mean(0), mean, atol=4 * means.std(0).max() / np.sqrt(10) + 0.02)
 
 
+@pytest.fixture(scope="module")
+def expanded():
+    return smc(every, "x", params=ORACLE.params, num_particles=1000, twist=widened())
+
+
 @pytest.mark.parametrize("name", ["a ring", "a product", "waves"])
-def test_what_was_wrong_is_called_untrusted(name):
-    run = smc(program(*SEEN[name]), "x", params=ORACLE.params, num_particles=1000, twist=widened())
+def test_what_was_wrong_is_called_untrusted(name, expanded):
     with pytest.warns(UserWarning, match=r"The posterior can NOT be trusted: .* Take more particles"):
-        posterior = run(jax.random.key(0))
+        posterior = expanded(jax.random.key(0), jnp.array(list(SEEN).index(name)))
     assert posterior.log_evidence < truth(*SEEN[name])[0] - 1
     assert "NOT" in posterior.verdict()
 
@@ -88,20 +106,29 @@ def test_an_r_without_a_gradient_has_an_answer():
         smc(program(*seen), "x", params=ORACLE.params, num_particles=10, twist=widened)(jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["parity", "a count", "a maximum"])
-def test_bits_under_what_couples_all_of_them(name):
-    r = {
-        "parity": lambda x: jnp.where(x.sum(-1) % 2 == 1, 0.0, -4.0),
-        "a count": lambda x: dist.Poisson(0.2 + x.sum(-1)).log_prob(3),
-        "a maximum": lambda x: 3.0 * x.max(-1),
-    }[name]
+COUPLED = {
+    "parity": lambda x: jnp.where(x.sum(-1) % 2 == 1, 0.0, -4.0),
+    "a count": lambda x: dist.Poisson(0.2 + x.sum(-1)).log_prob(3),
+    "a maximum": lambda x: 3.0 * x.max(-1),
+}
 
-    def model():
-        numpyro.factor("r", r(dpm.reverse_chain("x", BITS.diffusion())))
+
+@pytest.fixture(scope="module")
+def coupled():
+    """Log evidence of twenty posteriors under each."""
+
+    def model(number):
+        numpyro.factor("r", jax.lax.switch(number, list(COUPLED.values()), dpm.reverse_chain("x", BITS.diffusion())))
 
     run = smc(model, "x", params=BITS.params, num_particles=500)
-    got = jax.jit(jax.vmap(lambda key: run(key).log_evidence))(jax.random.split(jax.random.key(1), 20))
-    expected = jax.nn.logsumexp(BITS.log_prob() + r(STATES))
+    runs = jax.jit(jax.vmap(lambda key, number: run(key, number).log_evidence, (0, None)))
+    return {name: runs(jax.random.split(jax.random.key(1), 20), number) for number, name in enumerate(COUPLED)}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_bits_under_what_couples_all_of_them(name, coupled):
+    got = coupled[name]
+    expected = jax.nn.logsumexp(BITS.log_prob() + COUPLED[name](STATES))
     assert worst(np.exp(got), np.exp(expected)) < 3
     assert np.abs(got - expected).max() < 0.3
 
@@ -135,7 +162,7 @@ def pilot_runs(means, spreads, nan=()):
 )
 def test_the_highest_of_the_certain_is_best(means, spreads, nan, expected):
     keys = jax.random.split(jax.random.key(0), 40)
-    chosen = np.asarray([best(pilot_runs(means, spreads, nan), key, 3, 1000) for key in keys])
+    chosen = np.asarray(jax.jit(jax.vmap(lambda key: best(pilot_runs(means, spreads, nan), key, 3, 1000)))(keys))
     assert np.mean(chosen == expected) > 0.8
 
 
