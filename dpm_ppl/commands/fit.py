@@ -15,6 +15,7 @@ from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import split
+from dpm_ppl.commands.pretrained import how_made, require_fitted_here, take
 from dpm_ppl.data import draw, num_data_of
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.records import write_json
@@ -38,16 +39,26 @@ def fit(
         typer.Option(help="Share of arrays of data that is kept back to evaluate on; by default a tenth, 0 for none."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Resume though the program was edited.")] = False,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Take the parameters that come with the program, in place of a fit.")
+    ] = False,
 ) -> None:
     """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
     from dpm_ppl.reports.fit import report, table
 
     with clear_errors():
         program = load(model)
+        if pretrained:
+            made = how_made(program)
+            if resume or iterations is not None:
+                raise ValueError("Expected --pretrained alone, as nothing is fitted; got --resume or --iterations too.")
+            typer.echo(f"With {program.path.stem}: {'; '.join(f'{name} {value}' for name, value in made.items())}.")
         run_dir = run_dir or Path("runs") / program.path.stem
         files = files_of(program, run_dir)  # as they are now: they may be edited while the fit goes on
         noted = _noted(program, run_dir, seed=seed, held_out=held_out, resume=resume)
         _require_unedited(program, run_dir, resume=resume and not force)
+        if resume:
+            require_fitted_here(run_dir)
         key, evaluation_key = jax.random.split(jax.random.key(seed))
         all_data = program.data()
         data, evaluated = split(program, all_data, share=noted["held_out"], seed=seed)
@@ -65,9 +76,18 @@ def fit(
             )
         programs_and_data = (program.model, program.guide, data)
         try:
-            fitted = inference.fit(
-                *programs_and_data, key=key, run_dir=run_dir, resume=resume, fingerprint=noted, files=files, **recipe
-            )
+            if pretrained:
+                fitted = take(program, data, run_dir, fingerprint=noted, files=files)
+            else:
+                fitted = inference.fit(
+                    *programs_and_data,
+                    key=key,
+                    run_dir=run_dir,
+                    resume=resume,
+                    fingerprint=noted,
+                    files=files,
+                    **recipe,
+                )
             about = {
                 "model": Path(noted["model"]).name,
                 "data": evaluated.called,

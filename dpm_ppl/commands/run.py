@@ -1,5 +1,6 @@
 """Reads a run: the program that it is of, its data, and its fitted parameters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,14 +102,26 @@ def fitted_params(run_dir: Path, program: Program, data: Any, *, parts: Parts | 
     Returns:
         Values by name, as `dpm_ppl.inference.load_params` gives them.
     """
+    function, args = declaring(program, data, parts=parts)
+    return load_params(run_dir, function, *args)
+
+
+def declaring(program: Program, data: Any, *, parts: Parts | None = None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """What declares a program's parameters, and its arguments: `diffusion`, or model and guide together.
+
+    Args:
+        program: The program.
+        data: Its data, of which one is enough to see what it declares.
+        parts: Their parts, by default read off the program.
+    """
     parts = parts_of(program, data) if parts is None else parts
     batch = jax.tree.map(lambda leaf: leaf[:1], fresh_data(data, key=jax.random.key(0), num_data=1))
     if parts.definition is not None:
-        return load_params(run_dir, parts.definition, *parts.beside_batch(batch).values())
+        return parts.definition, tuple(parts.beside_batch(batch).values())
 
     def declarations() -> None:
         with handlers.block(hide_fn=lambda site: site["type"] != "param"), handlers.seed(rng_seed=0):
             called(program.model, batch)
             called(program.guide, batch)
 
-    return load_params(run_dir, declarations)
+    return declarations, ()

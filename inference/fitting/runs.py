@@ -358,14 +358,46 @@ def load_params(run_dir: str | Path, program: Callable[..., Any], *args: Any) ->
             f"Expected a checkpoint of a fit in {Path(run_dir)}; there is none. fit(run_dir=...) saves them."
         )
 
-    def unconstrained() -> dict[str, Any]:
-        return {name: transform.inv(value) for name, (value, transform) in _declared(program, args).items()}
-
-    average = checkpoint.restore({"average": jax.eval_shape(unconstrained)})["average"]
+    average = checkpoint.restore({"average": _unconstrained(program, args)})["average"]
     # Traced anew, as a constraint may be made of arrays of its trace; XLA drops all of the program but those.
     return jax.jit(
         lambda average: {name: transform(average[name]) for name, (_, transform) in _declared(program, args).items()}
     )(average)
+
+
+def named(leaves: Mapping[str, np.ndarray], program: Callable[..., Any], *args: Any, where: str) -> dict[str, Any]:
+    """Parameters that were kept leaf by leaf, such as in a .npz file, put together as a program declares them.
+
+    Args:
+        leaves: Unconstrained arrays of any precision, each by its name in the dictionary of parameters, such as
+            `['net$params'].layers[0].weight` (`jax.tree_util.keystr`).
+        program: Model or guide.
+        *args: Its arguments.
+        where: What holds them, for errors.
+
+    Returns:
+        The unconstrained parameters by name, each leaf in the program's precision: what `save_checkpoint` keeps as
+        `average`, for `load_params` to read.
+
+    Raises:
+        ValueError: a leaf is missing, or there are others, or one has another shape.
+    """
+    declared, structure = jax.tree_util.tree_flatten_with_path(_unconstrained(program, args))
+    shapes = {jax.tree_util.keystr(path): leaf for path, leaf in declared}
+    for name in dict.fromkeys([*shapes, *leaves]):
+        there, here = (f"shape {of[name].shape}" if name in of else "nothing" for of in (leaves, shapes))
+        if there != here:
+            raise ValueError(
+                f"Expected parameters of this program in {where}; at {name} the program has {here}, the file {there}."
+            )
+    return jax.tree.unflatten(structure, [np.asarray(leaves[name], leaf.dtype) for name, leaf in shapes.items()])
+
+
+def _unconstrained(program: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Shapes and types of the unconstrained parameters that a program declares, by name."""
+    return jax.eval_shape(
+        lambda: {name: transform.inv(value) for name, (value, transform) in _declared(program, args).items()}
+    )
 
 
 def _declared(program: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, tuple[Any, Any]]:

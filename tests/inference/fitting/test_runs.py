@@ -224,3 +224,21 @@ def test_bad_input(run, tmp_path):
         load_params(run[1], "model")
     with pytest.raises(ValueError, match="declares parameters"):
         load_params(run[1], lambda: None)
+
+
+def test_parameters_kept_leaf_by_leaf_come_back(run, tmp_path):
+    """Unconstrained in half precision, as a file of a package holds them: what they are rounded to, constrained."""
+    kept = {name.removeprefix("['average']"): leaf for name, leaf in runs.newest_checkpoint(run[1]).leaves.items()}
+    kept = {name: np.float16(leaf) for name, leaf in kept.items() if name.startswith(("['beta", "['rev", "['scale"))}
+    runs.save_checkpoint(
+        tmp_path, 9, {"average": runs.named(kept, model, where="here")}, seconds=1.0, num_checkpoints=1
+    )
+    params = load_params(tmp_path, model)
+    expected = 0.25 + np.exp(np.float64(kept["['scale']"]))
+    assert float(params["scale"]) == pytest.approx(expected, rel=1e-12)
+    for leaf, exact in zip(*map(jax.tree.leaves, (params, load_params(run[1], model))), strict=True):
+        np.testing.assert_allclose(leaf, exact, rtol=2e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"in here; at \['scale'\] the program has shape \(\), the file nothing"):
+        runs.named({name: leaf for name, leaf in kept.items() if name != "['scale']"}, model, where="here")
+    with pytest.raises(ValueError, match=r"at \['more'\] the program has nothing, the file shape \(3,\)"):
+        runs.named({**kept, "['more']": np.zeros(3)}, model, where="here")
