@@ -16,7 +16,8 @@ from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, widened
-from dpm_ppl.tracing import Sites, trace_shapes
+from dpm_ppl.leaves import arrays_as_leaves
+from dpm_ppl.tracing import Sites, shapes_of, trace_of, trace_shapes
 
 Reverse = Callable[..., dist.Distribution]
 Decode = Callable[..., dist.Distribution]
@@ -64,6 +65,10 @@ def _require_beside(context: Any, batch: tuple[int, ...]) -> None:
 class Diffusion:
     """A forward kernel and its learned reversal.
 
+    It is a pytree: the arrays of its context, and of its kernel, `reverse` and `decode` where these are pytrees (the
+    kernels here and Equinox modules are), can be scanned, vmapped and jitted over. A function is what it closes over: a
+    value made in the body of NumPyro's `scan`, such as its carry, belongs in the context.
+
     Args:
         kernel: The Markov diffusion kernel.
         reverse: p(x^(t-1) | x^t) as `reverse(xt, t)`, for t = 2..T. `xt` has shape (*batch, *event) and `t` is an
@@ -106,7 +111,7 @@ class Diffusion:
             )
         require_laws(self.kernel, "stationary", "step")
         if self.decode is None:
-            object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, step_number(1)))
+            object.__setattr__(self, "decode", _LastStep(self.kernel))
             object.__setattr__(self, "has_fixed_last_step", True)
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):
@@ -193,7 +198,67 @@ class Diffusion:
         return self.kernel.event_shape
 
 
+@dataclass(frozen=True, eq=False)
+class _LastStep:
+    """The paper's fixed last step."""
+
+    kernel: Kernel
+
+    def __call__(self, x1: Array) -> dist.Distribution:
+        return self.kernel.step(x1, step_number(1))
+
+
+def _parts(diffusion: Diffusion) -> Any:
+    """What a diffusion is made of, each once."""
+    laws = [diffusion.reverse] if diffusion.has_fixed_last_step else [diffusion.reverse, diffusion.decode]
+    functions = [law.function if isinstance(law, _Seeing) else law for law in laws]
+    seen_in = diffusion.batch_shape if isinstance(diffusion.reverse, _Seeing) else None
+    return diffusion.kernel, functions, diffusion.context, seen_in
+
+
+def _of_parts(parts: Any) -> Diffusion:
+    kernel, functions, context, seen_in = parts
+    diffusion = object.__new__(Diffusion)
+    fixed = len(functions) == 1
+    known = {"kernel": kernel, "context": context, "has_fixed_last_step": fixed, "reverse": functions[0]}
+    for name, value in {**known, "decode": _LastStep(kernel) if fixed else functions[1]}.items():
+        object.__setattr__(diffusion, name, value)
+    if context is not None:
+        diffusion._see(context, seen_in)
+    return diffusion
+
+
+arrays_as_leaves(Diffusion, _parts, _of_parts)
+
 Definition = Callable[..., Diffusion]  # declares parameters, as a program does, and returns the record; of a context
+
+
+def require_nothing_made_with(diffusion: Diffusion, made: Array) -> None:
+    """Refuses laws that close over something of the trace in which an array was made, as nothing of it outlives it.
+
+    Args:
+        diffusion: The diffusion; its own leaves may be of that trace.
+        made: The array, such as the number of the iteration in the body of NumPyro's scan.
+
+    Raises:
+        ValueError: a law does.
+    """
+    leaves, structure = jax.tree.flatten(diffusion)
+
+    def laws(leaves: list[Array], x: Array, t: Array) -> list[Array]:
+        own = jax.tree.unflatten(structure, leaves)
+        back = [own.reverse(x, t)] if own.num_steps > 1 else []
+        given = own.kernel.stationary(), own.kernel.step(x, t), own.decode(x), back
+        return [leaf for leaf in jax.tree.leaves(given) if isinstance(leaf, Array)]
+
+    state, t = _state(diffusion.kernel, diffusion.batch_shape or ()), jax.ShapeDtypeStruct((), jnp.int32)
+    closed_over = jax.make_jaxpr(laws)(shapes_of(leaves), state, t).consts
+    if any(trace_of(const) is trace_of(made) for const in closed_over):
+        raise ValueError(
+            "Expected a Diffusion that holds all that its laws depend on; they close over a value made in the body of "
+            "NumPyro's scan, such as its carry, which is lost when the scan is over. Give it as the Diffusion's "
+            "`context`, and take it as an argument: reverse(x, t, c). Of a kernel, it may be an array of a pytree."
+        )
 
 
 _BATCHES = (3, 2), (5, 7)  # of states that steps are tried on

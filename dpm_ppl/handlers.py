@@ -119,7 +119,8 @@ class _Given(dist.ImproperUniform):
         raise ValueError(
             "Expected a guide's draws: subsample_steps reads a chain as terms of the bound, at points that the guide "
             "draws, so its model can't generate. Sample from the plain model, without subsample_steps; to fit, wrap "
-            "the guide as well as the model."
+            "the guide as well as the model. The body of NumPyro's scan, which runs a model once without its guide, "
+            "takes no subsample_steps: a chain there is read whole."
         )
 
 

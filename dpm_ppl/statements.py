@@ -15,10 +15,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.primitives import _PYRO_STACK, apply_stack
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
-from dpm_ppl.diffusion import Diffusion, require_data
+from dpm_ppl.diffusion import Diffusion, require_data, require_nothing_made_with
+from dpm_ppl.kernels.kernel import is_concrete
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None)
 def forward_sites(statement: Statement) -> None:
     """The plain reading of `forward_chain`: one site with the whole trajectory."""
     x0: Any = statement.x0  # which a forward chain has
-    numpyro.sample(f"{statement.name}_chain", ForwardChain(statement.diffusion, x0), infer={PLAIN: True})
+    _sample_chain(statement, ForwardChain(statement.diffusion, x0))
 
 
 def reverse_sites(statement: Statement) -> Array:
@@ -128,8 +130,15 @@ def reverse_sites(statement: Statement) -> Array:
                 )
     # Of the data's batch also where no plate says so.
     chain = ReverseChain(statement.diffusion).expand(statement.batch_shape)
-    trajectory = numpyro.sample(f"{name}_chain", chain, infer={PLAIN: True})
-    return decode_first(statement, trajectory)
+    return decode_first(statement, _sample_chain(statement, chain))
+
+
+def _sample_chain(statement: Statement, chain: dist.Distribution) -> Array:
+    infer: dict[str, Any] = {PLAIN: True}
+    trajectory: Array = numpyro.sample(f"{statement.name}_chain", chain, infer=infer)
+    if not is_concrete(index := infer.get("_scan_current_index", 0)):  # in the body of NumPyro's scan, which tells
+        require_nothing_made_with(statement.diffusion, index)
+    return trajectory
 
 
 PLAIN = "a statement's plain reading"  # in a site's `infer`: a handler further out that reads statements was passed by
@@ -181,6 +190,12 @@ class LatentDatum(dist.Distribution):
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         """Log density in nats of values of shape (*batch, *event)."""
         return self.decoded.log_prob(value)
+
+
+@promote_batch_shape.register
+def _promote(datum: LatentDatum) -> LatentDatum:
+    """NumPyro asks for the batch shape of what its scan, or a vmap, has stacked."""
+    return LatentDatum(promote_batch_shape(datum.decoded))
 
 
 class _Message(dict[str, Any]):
