@@ -38,6 +38,7 @@ class Prepared:
         normaliser: Number of data that a loss adds up: the full size of the data's plate, or the batch size.
         has_chain: Whether it declares a chain, so that minus its loss is the chain's bound.
         require_states: Checks the values of a batch against the states of the chains that it meets.
+        begin: The state before the first iteration, of another random key and first batch.
     """
 
     svi: SVI
@@ -45,6 +46,7 @@ class Prepared:
     normaliser: int
     has_chain: bool
     require_states: Check
+    begin: Callable[[Array, Any], SVIState]
 
     def adds_up(self, batch: tuple[Any, Array], args: tuple[Any, ...]) -> int:
         """How many data a loss of another batch `(x0, indices)` adds up: of a plate in full, all that it stands for."""
@@ -99,6 +101,10 @@ def prepare(
     svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
     read, supports = _Reader(x0), list[tuple[Any, int]]()
 
+    def begin(key: Array, x0: Any) -> SVIState:
+        x0 = jax.tree.map(widened, x0)
+        return SVI(svi.model, svi.guide, svi.optim, loss).init(key, x0, *args, init_params=params)
+
     def initialise(key: Array) -> tuple[SVIState, Any]:
         with read:
             state = svi.init(key, x0, *args, init_params=params)
@@ -138,7 +144,7 @@ def prepare(
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn
-    return Prepared(ready, state, normaliser, read.has_chain, require_states)
+    return Prepared(ready, state, normaliser, read.has_chain, require_states, begin)
 
 
 def _require_gradient_alone(optimizer: Any, params: Any) -> None:
