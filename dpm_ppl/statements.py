@@ -6,6 +6,7 @@ run, they are ordinary sample sites: `{name}_chain` holds the trajectory x^(1..T
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -130,7 +131,43 @@ def reverse_sites(statement: Statement) -> Array:
                 )
     # Of the data's batch also where no plate says so.
     chain = ReverseChain(statement.diffusion).expand(statement.batch_shape)
-    return decode_first(statement, _sample_chain(statement, chain))
+    return in_order(
+        statement, f"{name}_chain", lambda: _sample_chain(statement, chain), partial(decode_first, statement)
+    )
+
+
+def in_order(
+    statement: Statement, site: str, declare_chain: Callable[[], Array], declare_datum: Callable[[Array], Array]
+) -> Array:
+    """Declares a reverse chain and then its datum; or where a guide drew a latent datum first, in that order.
+
+    Such a guide draws the chain from the datum, and can't do otherwise. The model knows both then, and
+    `TraceMeanField_ELBO`, which warns of another order than the guide's, has nothing to warn of.
+
+    Args:
+        statement: The statement.
+        site: Name of the site that the datum depends on.
+        declare_chain: Declares it, and returns its value.
+        declare_datum: Declares the datum, given that value.
+
+    Returns:
+        The datum.
+
+    Raises:
+        ValueError: the guide's value of the site is not what the site has, as something between them puts another in.
+    """
+    for handler in reversed(_PYRO_STACK) if statement.x0 is None else ():
+        drawn = list(handler.trace or ()) if isinstance(handler, handlers.replay) else []
+        if {statement.name, site} <= {*drawn} and drawn.index(statement.name) < drawn.index(site):
+            value = handler.trace[site]["value"]
+            datum = declare_datum(value)
+            if declare_chain() is not value:
+                raise ValueError(
+                    f"Expected the guide's draws at site {site!r}, from which it replays {statement.name!r} too; the "
+                    "site has a value from elsewhere, such as `substitute` or `condition`. Put it around the guide."
+                )
+            return datum
+    return declare_datum(declare_chain())
 
 
 def _sample_chain(statement: Statement, chain: dist.Distribution) -> Array:
@@ -209,5 +246,14 @@ class _Message(dict[str, Any]):
 
 def _send(kind: str, sites: Callable[[Statement], Any], name: str, diffusion: Diffusion, x0: Any) -> Any:
     """Sends a statement through the handlers. It has no name, so stock handlers see only the sites it declares."""
-    statement = Statement(name, diffusion, x0)
+    try:
+        statement = Statement(name, diffusion, x0)
+    except ValueError as error:
+        if any(type(handler).__module__.startswith("numpyro.contrib.funsor") for handler in _PYRO_STACK):
+            error.add_note(
+                "TraceEnum_ELBO enumerates the values of a discrete site in a dimension of their own, which a context "
+                "can't have. Draw the site in the guide, or sum over it by hand, as "
+                "dpm_ppl.inference.class_log_probs does."
+            )
+        raise
     return apply_stack(_Message(type=kind, statement=statement, fn=sites, kwargs={}, value=None))["value"]

@@ -27,7 +27,7 @@ from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.metrics import Metrics
-from dpm_ppl.inference.fitting.prepare import Prepared, chains_in_order, prepare
+from dpm_ppl.inference.fitting.prepare import Prepared, prepare
 from dpm_ppl.inference.fitting.sources import Resident, Source
 from dpm_ppl.inference.fitting.starts import fit_starts, scores, start_key
 from dpm_ppl.inference.fitting.validation import Validated, describe, nothing_validated, validator
@@ -115,10 +115,8 @@ def fit(
             and an index, and an iterable of batches are read as they are needed (see `sources.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
-        num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`: each begins
-            with parameters, batches and noise of its own. The best is returned, by its averaged parameters on the
-            validation data, or without them by its losses, averaged over the last tenth. Nothing is kept on disk:
-            `fit(key=result.key, run_dir=...)` makes the best one once more, with checkpoints.
+        num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`. The best is
+            returned: by `validation`, or its losses' last tenth. `fit(key=result.key, run_dir=...)` makes it again.
         batch_size: Number of data in a batch.
         num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
             all.
@@ -132,8 +130,8 @@ def fit(
         loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
         run_dir: Directory for checkpoints, `run.json` and `metrics.csv` (see `metrics.Line`); by default none.
         resume: Continue from the newest checkpoint in run_dir, exactly; from the beginning where there is none. More
-            num_iterations than before extend a run. The rate of the default optimiser is 0 where it was to end, and
-            starts there once more at `learning_rate` (Loshchilov and Hutter 2017, a warm restart).
+            num_iterations extend a run: the default rate, 0 where it was to end, starts there once more (Loshchilov and
+            Hutter 2017, a warm restart).
         clip_norm: Largest norm of the gradient per datum; None does not clip.
         ema_decay: Decay of the moving average of the unconstrained parameters, in [0, 1); at most (1 + i) / (10 + i).
         frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
@@ -327,7 +325,7 @@ def _run(options: _Options) -> Fit:
         rate=partial(options.rate, ends),
     )
     if done.position < options.num_iterations:
-        with compiling(progress=options.progress), chains_in_order():
+        with compiling(progress=options.progress):
             loop = compile_loop(
                 *(svi, batches, options.args, done.carry),
                 key=noise_key,
@@ -400,8 +398,7 @@ def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[An
         return None
     validate = validator(prepared, options.validation, options.args, batch_size=options.batch_size, key=key)
     try:
-        with chains_in_order():
-            validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
+        validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
     except Exception as error:
         error.add_note("This is of the `validation` data, which have to be of the kind of `data`.")
         raise

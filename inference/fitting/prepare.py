@@ -1,8 +1,7 @@
 """From a program and its data to stock SVI: which plates hold data, what a loss adds up, and whether the data fit."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -163,32 +162,6 @@ def _require_gradient_alone(optimizer: Any, params: Any) -> None:
             "the loss again, at other parameters, which for a loss of batches and noise says little. Take "
             "one without, such as optax.adam."
         ) from error
-
-
-@contextmanager
-def chains_in_order() -> Iterator[None]:
-    """Drops NumPyro's warning of the mean-field restriction where only chains that are priors are in another order.
-
-    A model draws such a chain's datum last and its guide draws it first, and neither can do otherwise; no divergence of
-    the datum is taken (`dpm_ppl.statements.LatentDatum`), so nothing is wrong.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        if not _is_of_chains(str(warning.message)):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _is_of_chains(message: str) -> bool:
-    """Whether a warning lists the sites of model and guide, and they agree but for the data of chains."""
-    if not message.startswith("Failed to verify mean field restriction"):
-        return False
-    model, _, guide = message.partition("Model sites:\n")[2].partition("Guide sites:\n")
-    orders = [sites.split() for sites in (model, guide)]
-    data = {name for name in orders[0] if f"{name}_chain" in orders[0] or f"{name}_last" in orders[0]}
-    model_order, guide_order = ([name for name in order if name not in data] for order in orders)
-    return model_order == guide_order
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from dpm_ppl.inference.fitting.loop import (
     iteration,
     start,
 )
-from dpm_ppl.inference.fitting.prepare import Prepared, chains_in_order
+from dpm_ppl.inference.fitting.prepare import Prepared
 
 _BETWEEN_LOOKS = 50  # iterations between two looks at the losses, for the bar
 
@@ -128,7 +128,7 @@ def fit_starts(
         state, loss = jax.vmap(step, in_axes=(0, None, None))(state, i, source)
         return state, losses.at[:, i].set(loss)
 
-    with compiling(progress=progress), chains_in_order():
+    with compiling(progress=progress):
         state = jax.jit(jax.vmap(begin, in_axes=(0, None)))(keys, batches.source)
         stepping = jax.jit(steps, donate_argnums=0)
         at = stepping((state, jnp.full((num_starts, num_iterations), jnp.nan)), first, batches.source)
