@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
-from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, widened
+from dpm_ppl.kernels.kernel import Kernel, is_concrete, require_event_shape, step_number, widened
 from dpm_ppl.leaves import arrays_as_leaves
 from dpm_ppl.tracing import Sites, shapes_of, trace_of, trace_shapes
 
@@ -84,8 +84,8 @@ class Diffusion:
         has_fixed_last_step: Whether `decode` is the default.
 
     Raises:
-        TypeError: the kernel lacks a part, `reverse` or `decode` is not callable or returns no NumPyro distribution, or
-            the context is no pytree of arrays.
+        TypeError: the kernel lacks a part, its events are no single arrays, `reverse` or `decode` is no function, a law
+            is no NumPyro distribution, or the context is no pytree of arrays.
         ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support, as one does that closes
             over something of the data's batch; it, or a law of the kernel, has side effects: declares sites, draws a
             key by `numpyro.prng_key()`, or reads what an earlier call kept, such as the running averages of a network;
@@ -109,6 +109,10 @@ class Diffusion:
             raise TypeError(
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
+        try:
+            require_event_shape(self.kernel.event_shape)
+        except TypeError as error:
+            raise TypeError(f"{error} {ONE_ARRAY}") from error
         require_laws(self.kernel, "stationary", "step")
         if self.decode is None:
             object.__setattr__(self, "decode", _LastStep(self.kernel))
@@ -230,6 +234,11 @@ def _of_parts(parts: Any) -> Diffusion:
 
 arrays_as_leaves(Diffusion, _parts, _of_parts)
 
+ONE_ARRAY = (
+    "An event is one array: put its parts side by side in one, such as a label behind a vector, and let each "
+    "law be one distribution over all of it. What is only given beside a datum is its Diffusion's `context`."
+)
+
 Definition = Callable[..., Diffusion]  # declares parameters, as a program does, and returns the record; of a context
 
 
@@ -272,6 +281,7 @@ def require_laws(kernel: Kernel, *names: str) -> None:
         names: Its laws, "stationary", "step", "marginal" and "posterior"; those that it lacks are none.
 
     Raises:
+        TypeError: a law is no distribution.
         ValueError: a law declares sites, draws a key, or keeps something from one call to the next.
     """
     for batch in _BATCHES:  # twice: what one call keeps, the next finds
@@ -280,7 +290,8 @@ def require_laws(kernel: Kernel, *names: str) -> None:
             if hasattr(kernel, name):
                 state = None if name == "stationary" else _state(kernel, batch)
                 arguments = {"stationary": (), "posterior": (state, state, t)}.get(name, (state, t))
-                _try_law(getattr(kernel, name), *arguments, name=f"kernel.{name}")
+                require = partial(_require_distribution, name=f"kernel.{name}")
+                _try_law(getattr(kernel, name), *arguments, name=f"kernel.{name}", require=require)
 
 
 def _state(kernel: Kernel, batch: tuple[int, ...]) -> Any:
@@ -368,8 +379,7 @@ def _require_step(kernel: Kernel, batch: tuple[int, ...], step: Reverse, name: s
 def _require_law(result: Any, *, kernel: Kernel, state: Any, batch: tuple[int, ...], name: str) -> None:
     """What is wrong with the law that a reverse step returned for states of a batch shape, if anything."""
     stationary = kernel.stationary()
-    if not isinstance(result, dist.Distribution):
-        raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.")
+    _require_distribution(result, name)
     if result.event_shape != kernel.event_shape:
         raise ValueError(
             f"Expected `{name}` to return event shape {kernel.event_shape}; got {result.event_shape} with batch shape "
@@ -398,6 +408,12 @@ def _require_law(result: Any, *, kernel: Kernel, state: Any, batch: tuple[int, .
         )
 
 
+def _require_distribution(result: Any, name: str) -> None:
+    if not isinstance(result, dist.Distribution):
+        several = f" {ONE_ARRAY}" if isinstance(result, tuple | list | dict) else ""
+        raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.{several}")
+
+
 def _coordinate(support: Any) -> Any:
     """The support of one coordinate, under any event dimensions."""
     while isinstance(support, constraints.independent):
@@ -423,7 +439,8 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
     try:
         x0 = jnp.asarray(x0)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected `x0` to be a numeric array; got {type(x0).__name__}.") from error
+        several = f" {ONE_ARRAY}" if isinstance(x0, tuple | list | dict) else ""
+        raise TypeError(f"Expected `x0` to be a numeric array; got {type(x0).__name__}.{several}") from error
     support = kernel.stationary().support
     came, x0 = x0.dtype, widened(x0)
     if jnp.issubdtype(x0.dtype, jnp.complexfloating) or not (

@@ -1,5 +1,6 @@
 """From a program and its data to stock SVI: which plates hold data, what a loss adds up, and whether the data fit."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from numpyro.infer.svi import SVIState
 from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
-from dpm_ppl.diffusion import require_data, require_within
+from dpm_ppl.diffusion import ONE_ARRAY, require_data, require_within
 from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.runs import kinds
@@ -97,6 +98,8 @@ def prepare(
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
     x0 = jax.tree.map(widened, x0)  # as chains take it, so that it is known as theirs
+    for name, program in (("model", model), ("guide", guide)):
+        _require_parts_taken(program, x0, args, name=name)
     svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
     read, supports = _Reader(x0), list[tuple[Any, int]]()
 
@@ -205,6 +208,19 @@ def _require_within(supports: list[tuple[Any, int]], batch: Any) -> None:
     leaves = jax.tree.leaves(batch)
     for support, leaf in supports:
         require_within(support, leaves[leaf])
+
+
+def _require_parts_taken(program: Program, x0: Any, args: tuple[Any, ...], *, name: str) -> None:
+    """Checks that a program takes the parts of data that have several."""
+    if not isinstance(x0, dict | tuple):
+        return
+    try:
+        called(inspect.signature(program).bind, x0, *args)
+    except TypeError as error:
+        parts = f"by name, {', '.join(x0)}" if isinstance(x0, dict) else f"one by one, {len(x0)} of them"
+        raise TypeError(
+            f"Expected the {name} to take the parts of `data`, {parts}; its arguments are others: {error}. {ONE_ARRAY}"
+        ) from error
 
 
 def _require_like(params: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
