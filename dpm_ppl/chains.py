@@ -31,7 +31,7 @@ class _Chain(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    pytree_data_fields = ("steps", "diffusion", "stack")
+    pytree_data_fields: tuple[str, ...] = ("steps", "diffusion", "stack")
     pytree_aux_fields = ("num_own",)
 
     def __init__(

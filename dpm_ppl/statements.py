@@ -157,6 +157,8 @@ def in_order(
         ValueError: the guide's value of the site is not what the site has, as something between them puts another in.
     """
     for handler in reversed(_PYRO_STACK) if statement.x0 is None else ():
+        if isinstance(handler, handlers.block) and handler.hide_fn({"type": "sample", "name": site}):
+            break  # as around the body of NumPyro's scan
         drawn = list(handler.trace or ()) if isinstance(handler, handlers.replay) else []
         if {statement.name, site} <= {*drawn} and drawn.index(statement.name) < drawn.index(site):
             value = handler.trace[site]["value"]

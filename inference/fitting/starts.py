@@ -54,7 +54,7 @@ class _State(NamedTuple):
     healthy: Array
 
 
-def start_key(key: Array, number: int) -> Array:
+def start_key(key: Array, number: int | Array) -> Array:
     """The random key of a start, which makes the same fit alone."""
     return jax.random.fold_in(key, number)
 

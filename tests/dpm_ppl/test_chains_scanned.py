@@ -108,6 +108,13 @@ def guide(y, *, emission=emission):
     scan(body, jnp.zeros(()), (y, smoother(y, 0.0)))
 
 
+def given(z, y):
+    """p(x | z, y), of noisy y."""
+    share = SPREAD**2 / (SPREAD**2 + NOISE**2)
+    mean = OFFSET + LOADING * z[..., None]
+    return dist.Normal(mean + share * (y - mean), NOISE * jnp.sqrt(share)).to_event(1)
+
+
 def noisy_model(y):
     """The same, of which noisy values are observed."""
 
@@ -124,10 +131,7 @@ def noisy_guide(y):
     def body(z, at):
         y, (slope, intercept, scale) = at
         z = numpyro.sample("z", dist.Normal(slope * z + intercept, scale))
-        share = SPREAD**2 / (SPREAD**2 + NOISE**2)
-        mean = OFFSET + LOADING * z
-        law = dist.Normal(mean + share * (y - mean), NOISE * jnp.sqrt(share)).to_event(1)
-        dpm.forward_chain("x", emission(z), numpyro.sample("x", law))
+        dpm.forward_chain("x", emission(z), numpyro.sample("x", given(z, y)))
         return z, None
 
     scan(body, jnp.zeros(()), (y, smoother(y, NOISE)))
@@ -145,25 +149,35 @@ def test_a_state_space_model_of_chains(pair, noise):
     np.testing.assert_allclose(-loss, log_density(Y, noise), rtol=1e-10)
 
 
-def test_a_batch_of_series():
+@pytest.mark.parametrize("noise", [0.0, NOISE], ids=["observed", "latent"])
+def test_a_batch_of_series(noise):
     """In a plate in the body a series each: the densities add up, and each chain meets its own state."""
     several = jnp.stack([jnp.asarray(Y), 0.5 - jnp.asarray(Y)[::-1]], 1)  # (S, 2 series, 2)
-    smoothed = jnp.stack([smoother(np.asarray(several[:, i]), 0.0) for i in range(2)], 1)  # (S, 2, 3)
+    smoothed = jnp.stack([smoother(np.asarray(several[:, i]), noise) for i in range(2)], 1)  # (S, 2, 3)
+    prior = jnp.broadcast_to(jnp.array([KEEP, 0.0, DRIVE]), (S, 2, 3))
 
-    def program(statement, laws):
+    def program(declare, laws):
         def body(z, at):
-            x, law = at
+            y, law = at
             with numpyro.plate("series", 2):
                 z = numpyro.sample("z", dist.Normal(law[:, 0] * z + law[:, 1], law[:, 2]))
-                statement("x", emission(z), x)
+                declare(z, y)
             return z, None
 
-        return lambda x: scan(body, jnp.zeros(2), (x, laws))
+        return lambda y: scan(body, jnp.zeros(2), (y, laws))
 
-    prior = jnp.broadcast_to(jnp.array([KEEP, 0.0, DRIVE]), (S, 2, 3))
-    pair = program(dpm.reverse_chain, prior), program(dpm.forward_chain, smoothed)
+    def observed(z, y):
+        x = dpm.reverse_chain("x", emission(z), obs=None if noise else y)
+        if noise:
+            numpyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
+
+    def guided(z, y):
+        x = numpyro.sample("x", given(z, y)) if noise else y
+        dpm.forward_chain("x", emission(z), x)
+
+    pair = program(observed, prior), program(guided, smoothed)
     loss = jax.jit(lambda key: Trace_ELBO().loss(key, {}, *pair, several))(jax.random.key(0))
-    expected = sum(log_density(np.asarray(several[:, i]), 0.0) for i in range(2))
+    expected = sum(log_density(np.asarray(several[:, i]), noise) for i in range(2))
     np.testing.assert_allclose(-loss, expected, rtol=1e-10)
 
 
