@@ -4,15 +4,18 @@ One distribution, rather than T sites, is scored in one vectorised call, compile
 order of sites for a guide and a model to disagree on.
 """
 
+import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.util import is_prng_key
 
 from dpm_ppl.arguments import require_count, require_key
@@ -21,18 +24,65 @@ from dpm_ppl.kernels.kernel import Kernel, step_number
 
 
 class _Chain(dist.Distribution):
-    """A distribution over trajectories; `steps` may restrict which transitions t = 2..T are scored."""
+    """A distribution over trajectories; `steps` may restrict which transitions t = 2..T are scored.
+
+    Chains that a scan or `vmap` stacks have a different diffusion each, and different data. What a subclass says of
+    one chain, `_draw` and `_score`, is then said of each.
+    """
 
     arg_constraints: dict[str, Any] = {}
-    pytree_data_fields = ("steps",)
-    pytree_aux_fields = ("diffusion",)
+    pytree_data_fields: tuple[str, ...] = ("steps", "diffusion", "stack")
+    pytree_aux_fields = ("num_own",)
 
     def __init__(
         self, diffusion: Diffusion, batch_shape: tuple[int, ...], *, steps: Array | None, validate_args: bool | None
     ) -> None:
         self.diffusion = diffusion
         self.steps = steps
+        self.stack: Any = np.zeros(())  # of no meaning: its shape is what all leaves have in front, once stacked
+        self.num_own = len(batch_shape)  # dimensions of the batch of a chain that is not stacked
         super().__init__(batch_shape, (diffusion.num_steps, *diffusion.event_shape), validate_args=validate_args)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Trajectories, shape (*sample_shape, *batch, T, *event), by one scan over the steps."""
+        assert is_prng_key(key)
+        if not jnp.ndim(self.stack):
+            return self._draw(key, sample_shape)
+        keys = jax.random.split(key, len(self.stack))
+        return jax.vmap(lambda chain, key: chain.sample(key, sample_shape), out_axes=len(sample_shape))(self, keys)
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+        """Log density in nats of trajectories of shape (*batch, T, *event)."""
+        stack, value = jnp.shape(self.stack), jnp.asarray(value)
+        if stack:
+            batch = value.shape[: max(value.ndim - self.event_dim, 0)]
+            whole = jnp.broadcast_shapes(batch, stack + (1,) * self.num_own)
+            value = jnp.broadcast_to(value, whole + value.shape[len(batch) :])
+        return self._score_each(value)
+
+    def _score_each(self, value: Array) -> Array:
+        stack = jnp.shape(self.stack)
+        if not stack:
+            return self._score(value)
+        if stack[0] == 1:  # as where a plate around repeats one chain: its trajectories may differ
+            return self._first()._score_each(value)
+        axis = value.ndim - self.event_dim - self.num_own - len(stack)
+        return jax.vmap(lambda chain, value: chain._score_each(value), in_axes=(0, axis), out_axes=axis)(self, value)
+
+    def _first(self) -> Self:
+        """The first of stacked chains."""
+        first: Self = jax.tree.map(lambda leaf: leaf[0], self)
+        return first
+
+    def _one(self) -> Self:
+        """Any of stacked chains, or the chain itself: what one says of its kind."""
+        return self._first()._one() if jnp.ndim(self.stack) else self
+
+    def _draw(self, key: Array, sample_shape: tuple[int, ...]) -> Array:
+        raise NotImplementedError
+
+    def _score(self, value: Array) -> Array:
+        raise NotImplementedError
 
     @property
     def kernel(self) -> Kernel:
@@ -40,7 +90,7 @@ class _Chain(dist.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(self.kernel.stationary().support, 1)
+        return constraints.independent(self._one().kernel.stationary().support, 1)
 
     def _transitions(self, trajectory: ArrayLike) -> tuple[Array, Array, Array, float]:
         """States x^(t-1) and x^t of the scored transitions, their t, and the factor that makes their sum stand for all.
@@ -64,8 +114,10 @@ class _Chain(dist.Distribution):
         return before, after, self.steps, (self.diffusion.num_steps - 1) / len(self.steps)
 
     def _of(self, trajectory: ArrayLike) -> Diffusion:
-        """The diffusion, its context that of a trajectory's batch."""
-        batch_shape = jnp.shape(trajectory)[: jnp.ndim(trajectory) - self.event_dim]
+        """The diffusion, its context that of the data's batch, or where that is not known yet, of a trajectory's."""
+        batch_shape = self.diffusion.batch_shape
+        if batch_shape is None:
+            batch_shape = jnp.shape(trajectory)[: jnp.ndim(trajectory) - self.event_dim]
         return self.diffusion.beside(self.diffusion.context, batch_shape)
 
 
@@ -92,12 +144,10 @@ class ForwardChain(_Chain):
     @property
     def has_rsample(self) -> bool:
         """Whether gradients pass through samples, as the kernel's step says."""
-        return bool(self.kernel.step(self.x0, step_number(1)).has_rsample)
+        one = self._one()
+        return bool(one.kernel.step(one.x0, step_number(1)).has_rsample)
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Trajectories, shape (*sample_shape, *batch, T, *event), by one scan over the steps."""
-        assert is_prng_key(key)
-
+    def _draw(self, key: Array, sample_shape: tuple[int, ...]) -> Array:
         def step(x: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
             t, key = at
             x = self.kernel.step(x, t).sample(key)
@@ -111,8 +161,7 @@ class ForwardChain(_Chain):
         _, rest = jax.lax.scan(step, first, (jnp.arange(2, num_steps + 1), keys))
         return jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, first.ndim - len(self.diffusion.event_shape))
 
-    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
-        """Log density in nats of trajectories of shape (*batch, T, *event)."""
+    def _score(self, value: Array) -> Array:
         before, after, t, factor = self._transitions(value)
         first = jnp.take(value, 0, axis=jnp.ndim(value) - self.event_dim)
         start = self.kernel.step(self.x0, step_number(1)).log_prob(first)
@@ -135,20 +184,16 @@ class ReverseChain(_Chain):
     @property
     def has_rsample(self) -> bool:
         """Whether gradients pass through samples, as pi and the reverse steps say."""
-        start = self.kernel.stationary()
-        if not start.has_rsample or self.diffusion.num_steps == 1:
+        diffusion = self._one().diffusion
+        start = diffusion.kernel.stationary()
+        if not start.has_rsample or diffusion.num_steps == 1:
             return bool(start.has_rsample)
-        batch_shape = self.diffusion.batch_shape
+        batch_shape = diffusion.batch_shape
         if batch_shape is None:  # of a context that has not met its data
             return True
-        return bool(
-            self.diffusion.reverse(jnp.zeros(batch_shape + self.kernel.event_shape), jnp.asarray(2)).has_rsample
-        )
+        return bool(diffusion.reverse(jnp.zeros(batch_shape + diffusion.event_shape), jnp.asarray(2)).has_rsample)
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Trajectories, shape (*sample_shape, T, *event), by one scan from x^T down to x^1."""
-        assert is_prng_key(key)
-
+    def _draw(self, key: Array, sample_shape: tuple[int, ...]) -> Array:
         def step(x: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
             t, key = at
             x = self.diffusion.reverse(x, t).sample(key)
@@ -161,14 +206,22 @@ class ReverseChain(_Chain):
         _, rest = jax.lax.scan(step, last, (jnp.arange(2, num_steps + 1), keys), reverse=True)
         return jnp.moveaxis(jnp.concatenate([rest, last[None]]), 0, last.ndim - len(self.diffusion.event_shape))
 
-    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
-        """Log density in nats of trajectories of shape (*batch, T, *event)."""
+    def _score(self, value: Array) -> Array:
         before, after, t, factor = self._transitions(value)
         last = jnp.take(value, -1, axis=jnp.ndim(value) - self.event_dim)
         start = self.kernel.stationary().log_prob(last)
         if self.diffusion.num_steps == 1:
             return start
         return start + factor * jnp.sum(self._of(value).reverse(after, t).log_prob(before), 0)
+
+
+@promote_batch_shape.register
+def _promote(chain: _Chain) -> _Chain:
+    """NumPyro asks for the batch shape of what its scan, or a vmap, has stacked."""
+    promoted = copy.copy(chain)
+    own = chain.batch_shape[len(chain.batch_shape) - chain.num_own :]
+    promoted._batch_shape = jnp.shape(chain.stack) + own
+    return promoted
 
 
 def reverse_states(

@@ -15,8 +15,9 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
-from dpm_ppl.kernels.kernel import Kernel, is_concrete, step_number, widened
-from dpm_ppl.tracing import Sites, trace_shapes
+from dpm_ppl.kernels.kernel import Kernel, is_concrete, require_event_shape, step_number, widened
+from dpm_ppl.leaves import arrays_as_leaves
+from dpm_ppl.tracing import Sites, shapes_of, trace_of, trace_shapes
 
 Reverse = Callable[..., dist.Distribution]
 Decode = Callable[..., dist.Distribution]
@@ -64,6 +65,10 @@ def _require_beside(context: Any, batch: tuple[int, ...]) -> None:
 class Diffusion:
     """A forward kernel and its learned reversal.
 
+    It is a pytree: the arrays of its context, and of its kernel, `reverse` and `decode` where these are pytrees (the
+    kernels here and Equinox modules are), can be scanned, vmapped and jitted over. A function is what it closes over: a
+    value made in the body of NumPyro's `scan`, such as its carry, belongs in the context.
+
     Args:
         kernel: The Markov diffusion kernel.
         reverse: p(x^(t-1) | x^t) as `reverse(xt, t)`, for t = 2..T. `xt` has shape (*batch, *event) and `t` is an
@@ -79,8 +84,8 @@ class Diffusion:
         has_fixed_last_step: Whether `decode` is the default.
 
     Raises:
-        TypeError: the kernel lacks a part, `reverse` or `decode` is not callable or returns no NumPyro distribution, or
-            the context is no pytree of arrays.
+        TypeError: the kernel lacks a part, its events are no single arrays, `reverse` or `decode` is no function, a law
+            is no NumPyro distribution, or the context is no pytree of arrays.
         ValueError: `reverse` or `decode` returns the wrong batch shape, event shape or support, as one does that closes
             over something of the data's batch; it, or a law of the kernel, has side effects: declares sites, draws a
             key by `numpyro.prng_key()`, or reads what an earlier call kept, such as the running averages of a network;
@@ -104,10 +109,14 @@ class Diffusion:
             raise TypeError(
                 f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
             )
+        try:
+            require_event_shape(self.kernel.event_shape)
+        except TypeError as error:
+            raise TypeError(f"{error} {ONE_ARRAY}") from error
         if not type(self.kernel).__module__.startswith("dpm_ppl.kernels."):  # whose laws are plain functions
             require_laws(self.kernel, "stationary", "step")
         if self.decode is None:
-            object.__setattr__(self, "decode", lambda x1: self.kernel.step(x1, step_number(1)))
+            object.__setattr__(self, "decode", _LastStep(self.kernel))
             object.__setattr__(self, "has_fixed_last_step", True)
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):
@@ -198,7 +207,72 @@ class Diffusion:
         return self.kernel.event_shape
 
 
+@dataclass(frozen=True, eq=False)
+class _LastStep:
+    """The paper's fixed last step."""
+
+    kernel: Kernel
+
+    def __call__(self, x1: Array) -> dist.Distribution:
+        return self.kernel.step(x1, step_number(1))
+
+
+def _parts(diffusion: Diffusion) -> Any:
+    """What a diffusion is made of, each once."""
+    laws = [diffusion.reverse] if diffusion.has_fixed_last_step else [diffusion.reverse, diffusion.decode]
+    functions = [law.function if isinstance(law, _Seeing) else law for law in laws]
+    seen_in = diffusion.batch_shape if isinstance(diffusion.reverse, _Seeing) else None
+    return diffusion.kernel, functions, diffusion.context, seen_in
+
+
+def _of_parts(parts: Any) -> Diffusion:
+    kernel, functions, context, seen_in = parts
+    diffusion = object.__new__(Diffusion)
+    fixed = len(functions) == 1
+    known = {"kernel": kernel, "context": context, "has_fixed_last_step": fixed, "reverse": functions[0]}
+    for name, value in {**known, "decode": _LastStep(kernel) if fixed else functions[1]}.items():
+        object.__setattr__(diffusion, name, value)
+    if context is not None:
+        diffusion._see(context, seen_in)
+    return diffusion
+
+
+arrays_as_leaves(Diffusion, _parts, _of_parts)
+
+ONE_ARRAY = (
+    "An event is one array: put its parts side by side in one, such as a label behind a vector, and let each "
+    "law be one distribution over all of it. What is only given beside a datum is its Diffusion's `context`."
+)
+
 Definition = Callable[..., Diffusion]  # declares parameters, as a program does, and returns the record; of a context
+
+
+def require_nothing_made_with(diffusion: Diffusion, made: Array) -> None:
+    """Refuses laws that close over something of the trace in which an array was made, as nothing of it outlives it.
+
+    Args:
+        diffusion: The diffusion; its own leaves may be of that trace.
+        made: The array, such as the number of the iteration in the body of NumPyro's scan.
+
+    Raises:
+        ValueError: a law does.
+    """
+    leaves, structure = jax.tree.flatten(diffusion)
+
+    def laws(leaves: list[Array], x: Array, t: Array) -> list[Array]:
+        own = jax.tree.unflatten(structure, leaves)
+        back = [own.reverse(x, t)] if own.num_steps > 1 else []
+        given = own.kernel.stationary(), own.kernel.step(x, t), own.decode(x), back
+        return [leaf for leaf in jax.tree.leaves(given) if isinstance(leaf, Array)]
+
+    state, t = _state(diffusion.kernel, diffusion.batch_shape or ()), jax.ShapeDtypeStruct((), jnp.int32)
+    closed_over = jax.make_jaxpr(laws)(shapes_of(leaves), state, t).consts
+    if any(trace_of(const) is trace_of(made) for const in closed_over):
+        raise ValueError(
+            "Expected a Diffusion that holds all that its laws depend on; they close over a value made in the body of "
+            "NumPyro's scan, such as its carry, which is lost when the scan is over. Give it as the Diffusion's "
+            "`context`, and take it as an argument: reverse(x, t, c). Of a kernel, it may be an array of a pytree."
+        )
 
 
 _BATCHES = (3, 2), (5, 7)  # of states that steps are tried on
@@ -212,6 +286,7 @@ def require_laws(kernel: Kernel, *names: str) -> None:
         names: Its laws, "stationary", "step", "marginal" and "posterior"; those that it lacks are none.
 
     Raises:
+        TypeError: a law is no distribution.
         ValueError: a law declares sites, draws a key, or keeps something from one call to the next.
     """
     for batch in _BATCHES:  # twice: what one call keeps, the next finds
@@ -220,7 +295,8 @@ def require_laws(kernel: Kernel, *names: str) -> None:
             if hasattr(kernel, name):
                 state = None if name == "stationary" else _state(kernel, batch)
                 arguments = {"stationary": (), "posterior": (state, state, t)}.get(name, (state, t))
-                _try_law(getattr(kernel, name), *arguments, name=f"kernel.{name}")
+                require = partial(_require_distribution, name=f"kernel.{name}")
+                _try_law(getattr(kernel, name), *arguments, name=f"kernel.{name}", require=require)
 
 
 def _state(kernel: Kernel, batch: tuple[int, ...]) -> Any:
@@ -301,8 +377,7 @@ def _try_law(
 def _require_law(event_shape: tuple[int, ...], support: Any, result: Any, *, state: Any, name: str) -> None:
     """What is wrong with the law that a reverse step returned for states of two batch dimensions, if anything."""
     batch = state.shape[:2]
-    if not isinstance(result, dist.Distribution):
-        raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.")
+    _require_distribution(result, name)
     if result.event_shape != event_shape:
         raise ValueError(
             f"Expected `{name}` to return event shape {event_shape}; got {result.event_shape} with batch shape "
@@ -331,6 +406,12 @@ def _require_law(event_shape: tuple[int, ...], support: Any, result: Any, *, sta
         )
 
 
+def _require_distribution(result: Any, name: str) -> None:
+    if not isinstance(result, dist.Distribution):
+        several = f" {ONE_ARRAY}" if isinstance(result, tuple | list | dict) else ""
+        raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.{several}")
+
+
 def _coordinate(support: Any) -> Any:
     """The support of one coordinate, under any event dimensions."""
     while isinstance(support, constraints.independent):
@@ -356,7 +437,8 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
     try:
         x0 = jnp.asarray(x0)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected `x0` to be a numeric array; got {type(x0).__name__}.") from error
+        several = f" {ONE_ARRAY}" if isinstance(x0, tuple | list | dict) else ""
+        raise TypeError(f"Expected `x0` to be a numeric array; got {type(x0).__name__}.{several}") from error
     support = kernel.stationary().support
     came, x0 = x0.dtype, widened(x0)
     if jnp.issubdtype(x0.dtype, jnp.complexfloating) or not (

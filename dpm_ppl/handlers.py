@@ -1,6 +1,7 @@
 """The handler that turns a chain program into the paper's objective: KL terms at a few steps, not a trajectory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from dpm_ppl.arguments import require_count
 from dpm_ppl.chains import ForwardChain, ReverseChain
 from dpm_ppl.kernels.kernel import Kernel, has_closed_forms, require_closed_forms, step_number
-from dpm_ppl.statements import PLAIN, Statement, decode, decode_first
+from dpm_ppl.statements import PLAIN, Statement, decode, decode_first, in_order
 
 Weight = Callable[[Any, Array], Array]
 
@@ -119,7 +120,8 @@ class _Given(dist.ImproperUniform):
         raise ValueError(
             "Expected a guide's draws: subsample_steps reads a chain as terms of the bound, at points that the guide "
             "draws, so its model can't generate. Sample from the plain model, without subsample_steps; to fit, wrap "
-            "the guide as well as the model."
+            "the guide as well as the model. The body of NumPyro's scan, which runs a model once without its guide, "
+            "takes no subsample_steps: a chain there is read whole."
         )
 
 
@@ -165,17 +167,21 @@ def _forward_terms(statement: Statement, *, size: int | None, weight: Weight | N
 def _reverse_terms(statement: Statement, *, size: int | None, weight: Weight | None) -> Array:
     name, kernel = statement.name, statement.diffusion.kernel
     given = _Given(kernel.stationary().support, statement.batch_shape, kernel.event_shape)
-    x1 = _point(f"{name}_first", given, {**_built_for(kernel, size, weight), _BY_GUIDE: False})
-    numpyro.sample(f"{name}_last", kernel.stationary().expand(statement.batch_shape))
-    if kernel.num_steps > 1:
-        batch_shape = _batch_shape(kernel, x1)
-        diffusion = statement.diffusion.beside(statement.diffusion.context, batch_shape)
-        t = _draw_steps(name, kernel, batch_shape, size)
-        with _plate(name, t):
-            xt = _point(f"{name}_at", given)
-            with _counted(kernel, t, weight):
-                numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
-    return decode(statement, x1)
+
+    def terms() -> Array:
+        x1 = _point(f"{name}_first", given, {**_built_for(kernel, size, weight), _BY_GUIDE: False})
+        numpyro.sample(f"{name}_last", kernel.stationary().expand(statement.batch_shape))
+        if kernel.num_steps > 1:
+            batch_shape = _batch_shape(kernel, x1)
+            diffusion = statement.diffusion.beside(statement.diffusion.context, batch_shape)
+            t = _draw_steps(name, kernel, batch_shape, size)
+            with _plate(name, t):
+                xt = _point(f"{name}_at", given)
+                with _counted(kernel, t, weight):
+                    numpyro.sample(f"{name}_before", diffusion.reverse(xt, t))
+        return x1
+
+    return in_order(statement, f"{name}_first", terms, partial(decode, statement))
 
 
 def _forward_transitions(statement: Statement, *, size: int | None) -> None:
@@ -190,8 +196,9 @@ def _reverse_transitions(statement: Statement, *, size: int | None) -> Array:
     name, diffusion = statement.name, statement.diffusion
     steps = None if size is None else _draw_steps(name, diffusion.kernel, statement.batch_shape, size)
     chain = ReverseChain(diffusion, steps=steps).expand(statement.batch_shape)
-    trajectory = numpyro.sample(f"{name}_chain", chain, infer=_built_for(diffusion.kernel, size))
-    return decode_first(statement, trajectory)
+    site, infer = f"{name}_chain", _built_for(diffusion.kernel, size)
+    draw = partial(numpyro.sample, site, chain, infer=infer)
+    return in_order(statement, site, draw, partial(decode_first, statement))
 
 
 _READINGS = {
@@ -216,8 +223,19 @@ def _point(name: str, distribution: dist.Distribution, infer: dict[str, Any] | N
         return numpyro.sample(name, distribution, infer=infer)
 
 
-def _plate(name: str, t: Array) -> numpyro.plate:
-    return numpyro.plate(f"{name}_steps", len(t), dim=-t.ndim)
+@contextmanager
+def _plate(name: str, t: Array) -> Iterator[None]:
+    try:
+        with numpyro.plate(f"{name}_steps", len(t), dim=-t.ndim):
+            yield
+    except ValueError as error:
+        if "Ran out of free dims" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected TraceEnum_ELBO to leave a dimension for the plate of steps, which subsample_steps puts around a "
+            f"chain's {t.ndim - 1} of data: TraceEnum_ELBO(max_plate_nesting={t.ndim}), or more where other plates are "
+            "nested deeper."
+        ) from error
 
 
 def _counted(kernel: Kernel, t: Array, weight: Weight | None) -> handlers.scale:

@@ -6,6 +6,7 @@ run, they are ordinary sample sites: `{name}_chain` holds the trajectory x^(1..T
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -15,10 +16,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.primitives import _PYRO_STACK, apply_stack
 
 from dpm_ppl.chains import ForwardChain, ReverseChain
-from dpm_ppl.diffusion import Diffusion, require_data
+from dpm_ppl.diffusion import Diffusion, require_data, require_nothing_made_with
+from dpm_ppl.kernels.kernel import is_concrete
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ def reverse_chain(name: str, diffusion: Diffusion, obs: ArrayLike | None = None)
 def forward_sites(statement: Statement) -> None:
     """The plain reading of `forward_chain`: one site with the whole trajectory."""
     x0: Any = statement.x0  # which a forward chain has
-    numpyro.sample(f"{statement.name}_chain", ForwardChain(statement.diffusion, x0), infer={PLAIN: True})
+    _sample_chain(statement, ForwardChain(statement.diffusion, x0))
 
 
 def reverse_sites(statement: Statement) -> Array:
@@ -128,8 +131,53 @@ def reverse_sites(statement: Statement) -> Array:
                 )
     # Of the data's batch also where no plate says so.
     chain = ReverseChain(statement.diffusion).expand(statement.batch_shape)
-    trajectory = numpyro.sample(f"{name}_chain", chain, infer={PLAIN: True})
-    return decode_first(statement, trajectory)
+    return in_order(
+        statement, f"{name}_chain", lambda: _sample_chain(statement, chain), partial(decode_first, statement)
+    )
+
+
+def in_order(
+    statement: Statement, site: str, declare_chain: Callable[[], Array], declare_datum: Callable[[Array], Array]
+) -> Array:
+    """Declares a reverse chain and then its datum; or where a guide drew a latent datum first, in that order.
+
+    Such a guide draws the chain from the datum, and can't do otherwise. The model knows both then, and
+    `TraceMeanField_ELBO`, which warns of another order than the guide's, has nothing to warn of.
+
+    Args:
+        statement: The statement.
+        site: Name of the site that the datum depends on.
+        declare_chain: Declares it, and returns its value.
+        declare_datum: Declares the datum, given that value.
+
+    Returns:
+        The datum.
+
+    Raises:
+        ValueError: the guide's value of the site is not what the site has, as something between them puts another in.
+    """
+    for handler in reversed(_PYRO_STACK) if statement.x0 is None else ():
+        if isinstance(handler, handlers.block) and handler.hide_fn({"type": "sample", "name": site}):
+            break  # as around the body of NumPyro's scan
+        drawn = list(handler.trace or ()) if isinstance(handler, handlers.replay) else []
+        if {statement.name, site} <= {*drawn} and drawn.index(statement.name) < drawn.index(site):
+            value = handler.trace[site]["value"]
+            datum = declare_datum(value)
+            if declare_chain() is not value:
+                raise ValueError(
+                    f"Expected the guide's draws at site {site!r}, from which it replays {statement.name!r} too; the "
+                    "site has a value from elsewhere, such as `substitute` or `condition`. Put it around the guide."
+                )
+            return datum
+    return declare_datum(declare_chain())
+
+
+def _sample_chain(statement: Statement, chain: dist.Distribution) -> Array:
+    infer: dict[str, Any] = {PLAIN: True}
+    trajectory: Array = numpyro.sample(f"{statement.name}_chain", chain, infer=infer)
+    if not is_concrete(index := infer.get("_scan_current_index", 0)):  # in the body of NumPyro's scan, which tells
+        require_nothing_made_with(statement.diffusion, index)
+    return trajectory
 
 
 PLAIN = "a statement's plain reading"  # in a site's `infer`: a handler further out that reads statements was passed by
@@ -183,6 +231,12 @@ class LatentDatum(dist.Distribution):
         return self.decoded.log_prob(value)
 
 
+@promote_batch_shape.register
+def _promote(datum: LatentDatum) -> LatentDatum:
+    """NumPyro asks for the batch shape of what its scan, or a vmap, has stacked."""
+    return LatentDatum(promote_batch_shape(datum.decoded))
+
+
 class _Message(dict[str, Any]):
     """A message read with the statement that it carries by then: a handler may have put another in."""
 
@@ -194,5 +248,14 @@ class _Message(dict[str, Any]):
 
 def _send(kind: str, sites: Callable[[Statement], Any], name: str, diffusion: Diffusion, x0: Any) -> Any:
     """Sends a statement through the handlers. It has no name, so stock handlers see only the sites it declares."""
-    statement = Statement(name, diffusion, x0)
+    try:
+        statement = Statement(name, diffusion, x0)
+    except ValueError as error:
+        if any(type(handler).__module__.startswith("numpyro.contrib.funsor") for handler in _PYRO_STACK):
+            error.add_note(
+                "TraceEnum_ELBO enumerates the values of a discrete site in a dimension of their own, which a context "
+                "can't have. Draw the site in the guide, or sum over it by hand, as "
+                "dpm_ppl.inference.class_log_probs does."
+            )
+        raise
     return apply_stack(_Message(type=kind, statement=statement, fn=sites, kwargs={}, value=None))["value"]

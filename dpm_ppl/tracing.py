@@ -61,11 +61,11 @@ def trace_shapes(read: Callable[[Any, Sites], Read], program: Callable[..., Any]
 
     def run(*args: Any) -> list[Any]:
         result, sites = trace_quietly(program, *args, **options)
-        seen.append((weakref.ref(_trace(jnp.zeros(()) + 0)), read(result, sites)))
+        seen.append((weakref.ref(trace_of(jnp.zeros(()) + 0)), read(result, sites)))
         return [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, Array)]
 
     for const in jax.make_jaxpr(run)(*args).consts:
-        if _trace(const) in _ENDED:
+        if trace_of(const) in _ENDED:
             raise jax.errors.UnexpectedTracerError(f"An array that was kept of an earlier run on shapes: {const}.")
     ended, known = seen[-1]
     if (trace := ended()) is not None:  # something of it is kept
@@ -76,7 +76,7 @@ def trace_shapes(read: Callable[[Any, Sites], Read], program: Callable[..., Any]
 _ENDED: weakref.WeakSet[Any] = weakref.WeakSet()  # traces of runs that are over: what they made means nothing any more
 
 
-def _trace(array: Any) -> Any:
+def trace_of(array: Any) -> Any:
     """The trace that an array is made in; the type alone where JAX does not say."""
     return getattr(array, "_trace", type(array))
 

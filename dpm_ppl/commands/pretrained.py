@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dpm_ppl.commands.run import declaring
@@ -20,7 +21,7 @@ LOSSES = "losses"
 
 
 def how_made(program: Program) -> dict[str, Any]:
-    """How the parameters were made that come with a program: `num_iterations` and `seconds` of the fit, and in words.
+    """How the parameters were made that come with a program: `num_iterations`, `seconds` and `seed` of the fit, and in words.
 
     Raises:
         ValueError: it comes without.
@@ -59,7 +60,7 @@ def take(
     made = how_made(program)
     with np.load(program.path.with_suffix(".npz"), allow_pickle=False) as archive:
         leaves = {name: archive[name] for name in archive.files}
-    losses = leaves.pop(LOSSES)
+    losses = np.asarray(leaves.pop(LOSSES), float)
     path = runs.open_run(run_dir, resume=False)
     function, args = declaring(program, data)
     position, seconds = made["num_iterations"], made["seconds"]
@@ -69,7 +70,17 @@ def take(
     runs.write_run(path, settings, information={"num_iterations": position})
     runs.save_checkpoint(path, position, {"average": average}, seconds=seconds, num_checkpoints=1)
     params = load_params(path, function, *args)
-    return Fit(params, params, np.asarray(losses, float), seconds, position, np.zeros((0, 2)), params)
+    return Fit(
+        params=params,
+        raw_params=params,
+        losses=losses,
+        seconds=seconds,
+        num_iterations=position,
+        validation=np.zeros((0, 2)),
+        best_params=params,
+        key=jax.random.key(made["seed"]),
+        start_losses=losses[None],
+    )
 
 
 def require_fitted_here(run_dir: Path) -> None:

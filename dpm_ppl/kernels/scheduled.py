@@ -9,16 +9,24 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dpm_ppl.kernels.kernel import is_concrete, require_event_shape, require_step
+from dpm_ppl.leaves import by_attributes
 from dpm_ppl.schedules import LearnedRates
 
 
 @dataclass(frozen=True, eq=False)
 class ScheduledKernel:
-    """What Gaussian and discrete diffusion share: rates beta_t, checked, and the signal alpha_bar_t they leave."""
+    """What Gaussian and discrete diffusion share: rates beta_t, checked, and the signal alpha_bar_t they leave.
+
+    A pytree of its arrays, as every class is that is made of it.
+    """
 
     beta: Any  # a schedule in NumPy, or learned, on the way in; a JAX array from then on
     event_shape: tuple[int, ...]
     _log_alpha_bar: Array = field(init=False, repr=False)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        by_attributes(cls)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "event_shape", require_event_shape(self.event_shape))

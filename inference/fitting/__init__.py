@@ -2,7 +2,8 @@
 
 `fits.fit` is where to start. It checks its options, draws `batches` from the data or has them read by `sources`, has
 `prepare` run the program once and make it ready for stock SVI, and lets `loop` do the iterations, which `runs` keeps on
-disk and reads back. Between them `watch` looks at the fit: `validation`, and lines of `metrics`.
+disk and reads back; several at once are `starts`. Between chunks `watch` looks at the fit: `validation`, and lines of
+`metrics`.
 """
 
 from dpm_ppl.inference.fitting.fits import Fit, fit

@@ -27,8 +27,9 @@ from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.metrics import Metrics
-from dpm_ppl.inference.fitting.prepare import Prepared, chains_in_order, prepare
+from dpm_ppl.inference.fitting.prepare import Prepared, prepare
 from dpm_ppl.inference.fitting.sources import Resident, Source
+from dpm_ppl.inference.fitting.starts import fit_starts, scores, start_key
 from dpm_ppl.inference.fitting.validation import Validated, describe, nothing_validated, validator
 from dpm_ppl.inference.fitting.watch import Watch
 
@@ -50,6 +51,8 @@ class Fit:
         validation: After how many iterations it was validated, and the loss in nats per datum, shape (num, 2); empty
             without `validation`.
         best_params: Averaged parameters of the lowest loss on the validation data; without them, `params`.
+        key: Random key of the fit; of several starts, the best one's, which makes the same fit alone.
+        start_losses: Losses of every start, shape (num_starts, num_iterations); NaN from where one failed.
     """
 
     params: dict[str, Any]
@@ -59,6 +62,8 @@ class Fit:
     num_iterations: int
     validation: np.ndarray
     best_params: dict[str, Any]
+    key: Array
+    start_losses: np.ndarray
 
 
 def fit(
@@ -68,6 +73,7 @@ def fit(
     *,
     key: Array,
     num_iterations: int,
+    num_starts: int = 1,
     batch_size: int = 256,
     num_steps_sampled: int | None = 8,
     weight: Weight | None = None,
@@ -109,6 +115,8 @@ def fit(
             and an index, and an iterable of batches are read as they are needed (see `sources.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
+        num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`. The best is
+            returned: by `validation`, or its losses' last tenth. `fit(key=result.key, run_dir=...)` makes it again.
         batch_size: Number of data in a batch.
         num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
             all.
@@ -122,8 +130,8 @@ def fit(
         loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
         run_dir: Directory for checkpoints, `run.json` and `metrics.csv` (see `metrics.Line`); by default none.
         resume: Continue from the newest checkpoint in run_dir, exactly; from the beginning where there is none. More
-            num_iterations than before extend a run. The rate of the default optimiser is 0 where it was to end, and
-            starts there once more at `learning_rate` (Loshchilov and Hutter 2017, a warm restart).
+            num_iterations extend a run: the default rate, 0 where it was to end, starts there once more (Loshchilov and
+            Hutter 2017, a warm restart).
         clip_norm: Largest norm of the gradient per datum; None does not clip.
         ema_decay: Decay of the moving average of the unconstrained parameters, in [0, 1); at most (1 + i) / (10 + i).
         frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
@@ -144,7 +152,7 @@ def fit(
             the first iteration of this call.
 
     Returns:
-        Parameters and losses.
+        Parameters and losses, of the best start.
 
     Raises:
         TypeError, ValueError: an option, the data or the program is not as described; run_dir holds another run, or a
@@ -172,6 +180,7 @@ class _Options:
     data: Any
     key: Array
     num_iterations: int
+    num_starts: int
     batch_size: int
     num_steps_sampled: int | None
     weight: Weight | None
@@ -201,7 +210,7 @@ class _Options:
         _require_kinds(
             model=self.model, guide=self.guide, key=self.key, args=self.args, loss=self.loss, optimizer=self.optimizer
         )
-        counts = ("num_iterations", "batch_size", "num_checkpoints", "every")
+        counts = ("num_iterations", "num_starts", "batch_size", "num_checkpoints", "every")
         for name in counts if self.patience is None else (*counts, "patience"):
             object.__setattr__(self, name, require_count(name, getattr(self, name)))
         _require_numbers(
@@ -225,6 +234,12 @@ class _Options:
             )
         if self.resume and self.run_dir is None:
             raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
+        with_one = {"run_dir": self.run_dir, "patience": self.patience, "callback": self.callback}
+        if self.num_starts > 1 and (given := [name for name, value in with_one.items() if value is not None]):
+            raise ValueError(
+                f"Expected no `{given[0]}` with several starts, which are compared once, at their end; got num_starts="
+                f"{self.num_starts}. Give it to a fit of the best one's key: fit(key=result.key, {given[0]}=...)."
+            )
         object.__setattr__(self, "loss", TraceMeanField_ELBO() if self.loss is None else self.loss)
 
     def settings(self, batches: Batches, ends: list[int]) -> dict[str, Any]:
@@ -280,6 +295,8 @@ def _run(options: _Options) -> Fit:
     ends = _ends(path, options.num_iterations)
     given = {"key": init_key, "loss": options.loss, "optimizer": partial(options.chained, ends=ends)}
     prepared = prepare(sampled_model, sampled_guide, batches, options.args, params=options.params, **given)
+    if options.num_starts > 1:
+        return _best_of(options, prepared, batches)
     svi, carry, keep, metrics = prepared.svi, start(prepared.svi, prepared.state), None, None
     done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
     if path is not None:
@@ -303,12 +320,12 @@ def _run(options: _Options) -> Fit:
         every=options.every,
         validate=_validate(options, prepared, noise_key),
         patience=options.patience,
-        callback=None if callback is None else lambda done: callback(_so_far(svi, done)),
+        callback=None if callback is None else lambda done: callback(_so_far(svi, done, options.key)),
         metrics=metrics,
         rate=partial(options.rate, ends),
     )
     if done.position < options.num_iterations:
-        with compiling(progress=options.progress), chains_in_order():
+        with compiling(progress=options.progress):
             loop = compile_loop(
                 *(svi, batches, options.args, done.carry),
                 key=noise_key,
@@ -328,10 +345,37 @@ def _run(options: _Options) -> Fit:
             )
     elif done.position:
         done = watch.after(done, num_iterations=options.num_iterations)  # what its last session did not come to
-    return _so_far(svi, done)
+    return _so_far(svi, done, options.key)
 
 
-def _so_far(svi: SVI, done: Done) -> Fit:
+def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
+    """The best of several starts."""
+    validate = _validate(options, prepared, jax.random.split(options.key, 3)[2])
+    starts = fit_starts(
+        *(prepared, batches, options.args),
+        key=options.key,
+        num_starts=options.num_starts,
+        num_iterations=options.num_iterations,
+        ema_decay=options.ema_decay,
+        frozen_noise=options.frozen_noise,
+        progress=options.progress,
+    )
+    reached = scores(starts.losses)
+    if validate is not None:
+        ends = [starts.one(number) for number in range(options.num_starts)]
+        on_others = [validate(carry.average, carry.mutable_state) for carry in ends]
+        reached = np.where(np.isfinite(reached), on_others, math.inf)
+    best = int(np.argmin(reached))
+    carry = starts.one(best)
+    validated = nothing_validated(carry.average)
+    if validate is not None:
+        validated = validated.then(options.num_iterations, float(reached[best]), carry.average)
+    seconds = time.perf_counter() - options.began
+    done = Done(options.num_iterations, carry, starts.losses[best], seconds, validated)
+    return _so_far(prepared.svi, done, start_key(options.key, best), starts.losses)
+
+
+def _so_far(svi: SVI, done: Done, key: Array, start_losses: np.ndarray | None = None) -> Fit:
     """What is done, as a user sees it."""
     params = svi.constrain_fn(done.carry.average)
     validated = done.validated
@@ -343,6 +387,8 @@ def _so_far(svi: SVI, done: Done) -> Fit:
         num_iterations=done.position,
         validation=np.stack([validated.iterations, validated.losses], 1),
         best_params=svi.constrain_fn(validated.best) if len(validated.losses) else params,
+        key=key,
+        start_losses=done.losses[None] if start_losses is None else start_losses,
     )
 
 
@@ -352,8 +398,7 @@ def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[An
         return None
     validate = validator(prepared, options.validation, options.args, batch_size=options.batch_size, key=key)
     try:
-        with chains_in_order():
-            validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
+        validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
     except Exception as error:
         error.add_note("This is of the `validation` data, which have to be of the kind of `data`.")
         raise

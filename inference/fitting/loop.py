@@ -66,6 +66,36 @@ def start(svi: SVI, state: SVIState) -> Carry:
     return Carry(optim_state, mutable_state, svi.optim.get_params(optim_state))
 
 
+Iteration = Callable[[Any, Array, Carry, Any], tuple[Carry, Any, Array]]
+
+
+def iteration(
+    svi: SVI,
+    batches: Batches,
+    args: tuple[Any, ...],
+    *,
+    key: Array,
+    normaliser: int,
+    ema_decay: float,
+    frozen_noise: bool,
+) -> Iteration:
+    """One iteration, as a function of the batches' source, its number, the carry, and what batches carry.
+
+    Arguments are those of `compile_loop`. Returns the new carry, what batches carry, and the loss in nats per datum.
+    """
+
+    def iterate(source: Any, i: Array, carry: Carry, carried: Any) -> tuple[Carry, Any, Array]:
+        carried, x0, indices = batches.draw(source, i, carried)
+        noise = key if frozen_noise else jax.random.fold_in(key, i)
+        state, loss = svi.update(SVIState(carry.optim_state, carry.mutable_state, noise), (x0, indices), *args)
+        decay = jnp.minimum(ema_decay, (1 + i.astype(float)) / (10 + i))
+        params = svi.optim.get_params(state.optim_state)
+        average = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), carry.average, params)
+        return Carry(state.optim_state, state.mutable_state, average), carried, (loss / normaliser).astype(float)
+
+    return iterate
+
+
 def compile_loop(
     svi: SVI,
     batches: Batches,
@@ -93,15 +123,9 @@ def compile_loop(
         `loop(feed, carry, start, stop)`, which does iterations start, ..., stop - 1 (counted from 0), at most
         LONGEST_CHUNK. The carry that it is given stays whole.
     """
-
-    def iterate(source: Any, i: Array, carry: Carry, carried: Any) -> tuple[Carry, Any, Array]:
-        carried, x0, indices = batches.draw(source, i, carried)
-        noise = key if frozen_noise else jax.random.fold_in(key, i)
-        state, loss = svi.update(SVIState(carry.optim_state, carry.mutable_state, noise), (x0, indices), *args)
-        decay = jnp.minimum(ema_decay, (1 + i.astype(float)) / (10 + i))
-        params = svi.optim.get_params(state.optim_state)
-        average = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), carry.average, params)
-        return Carry(state.optim_state, state.mutable_state, average), carried, (loss / normaliser).astype(float)
+    iterate = iteration(
+        svi, batches, args, normaliser=normaliser, ema_decay=ema_decay, frozen_noise=frozen_noise, key=key
+    )
 
     def begin(source: Any, carry: Carry, start: Array) -> tuple[Chunk, Any]:
         chunk = Chunk(start, start >= 0, jax.tree.map(jnp.copy, carry), jnp.zeros(LONGEST_CHUNK, float))
@@ -110,7 +134,7 @@ def compile_loop(
     def step(at: tuple[Chunk, Any], source: Any, start: Array) -> tuple[Chunk, Any]:
         (i, was_healthy, before, losses), carried = at
         after, carried, loss = iterate(source, i, before, carried)
-        healthy = was_healthy & jnp.isfinite(loss) & _finite(after.average) & _finite(after.mutable_state)
+        healthy = was_healthy & jnp.isfinite(loss) & all_finite(after.average) & all_finite(after.mutable_state)
         kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
         losses = losses.at[i - start].set(jnp.where(was_healthy, loss, losses[i - start]))
         return Chunk(i + healthy, healthy, kept, losses), carried
@@ -165,13 +189,13 @@ def _strong(leaf: Any) -> Array:
     return lax.convert_element_type(leaf, leaf.dtype)
 
 
-def _finite(tree: Any) -> Array:
+def all_finite(tree: Any) -> Array:
     """Whether every floating-point leaf is finite. A parameter that is not makes its average so, at once."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
-_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # the number first: it stays
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # the number first: it stays
 
 
 def bar_options(*, progress: bool) -> dict[str, Any]:
@@ -307,7 +331,7 @@ def advance(
     """
     began -= done.seconds
     kept, kept_at, length, before = done.position, time.perf_counter(), _FIRST_CHUNK, done
-    with tqdm(total=num_iterations, initial=done.position, bar_format=_BAR, **bar_options(progress=progress)) as bar:
+    with tqdm(total=num_iterations, initial=done.position, bar_format=BAR, **bar_options(progress=progress)) as bar:
         try:
             if done.position:
                 done = watch.after(done, num_iterations=num_iterations)
@@ -321,7 +345,7 @@ def advance(
                 # One assignment, of buffers that are not donated: an interrupt at any moment finds a whole state.
                 losses_done = np.append(done.losses, losses[:count])
                 done = Done(position, chunk.carry, losses_done, now - began, done.validated)
-                bar.set_description_str(f"{objective} {_bound_bits(done.losses):.3f} bits ", refresh=False)
+                bar.set_description_str(f"{objective} {averaged_bits(done.losses):.3f} bits ", refresh=False)
                 bar.update(count)
                 if not healthy:
                     sound = _sound(loop, feed, before if count else earlier, done, float(losses[count]))
@@ -372,7 +396,7 @@ def _next_length(count: int, seconds: float) -> int:
     return max(1, min(wanted, 8 * count, LONGEST_CHUNK))
 
 
-def _bound_bits(losses: np.ndarray) -> float:
+def averaged_bits(losses: np.ndarray) -> float:
     """The bound in bits per datum, averaged over the last tenth of the iterations."""
     return -float(np.mean(losses[-max(1, len(losses) // 10) :])) / math.log(2) if len(losses) else math.nan
 

@@ -1,8 +1,8 @@
 """From a program and its data to stock SVI: which plates hold data, what a loss adds up, and whether the data fit."""
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from numpyro.infer.svi import SVIState
 from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
-from dpm_ppl.diffusion import require_data, require_within
+from dpm_ppl.diffusion import ONE_ARRAY, require_data, require_within
 from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.runs import kinds
@@ -38,6 +38,7 @@ class Prepared:
         normaliser: Number of data that a loss adds up: the full size of the data's plate, or the batch size.
         has_chain: Whether it declares a chain, so that minus its loss is the chain's bound.
         require_states: Checks the values of a batch against the states of the chains that it meets.
+        begin: The state before the first iteration, of another random key and first batch.
     """
 
     svi: SVI
@@ -45,6 +46,7 @@ class Prepared:
     normaliser: int
     has_chain: bool
     require_states: Check
+    begin: Callable[[Array, Any], SVIState]
 
     def adds_up(self, batch: tuple[Any, Array], args: tuple[Any, ...]) -> int:
         """How many data a loss of another batch `(x0, indices)` adds up: of a plate in full, all that it stands for."""
@@ -96,8 +98,14 @@ def prepare(
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
     x0 = jax.tree.map(widened, x0)  # as chains take it, so that it is known as theirs
+    for name, program in (("model", model), ("guide", guide)):
+        _require_parts_taken(program, x0, args, name=name)
     svi = SVI(partial(called, model), partial(called, guide), optimizer(1), loss)
     read, supports = _Reader(x0), list[tuple[Any, int]]()
+
+    def begin(key: Array, x0: Any) -> SVIState:
+        x0 = jax.tree.map(widened, x0)
+        return SVI(svi.model, svi.guide, svi.optim, loss).init(key, x0, *args, init_params=params)
 
     def initialise(key: Array) -> tuple[SVIState, Any]:
         with read:
@@ -138,7 +146,7 @@ def prepare(
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn
-    return Prepared(ready, state, normaliser, read.has_chain, require_states)
+    return Prepared(ready, state, normaliser, read.has_chain, require_states, begin)
 
 
 def _require_gradient_alone(optimizer: Any, params: Any) -> None:
@@ -157,32 +165,6 @@ def _require_gradient_alone(optimizer: Any, params: Any) -> None:
             "the loss again, at other parameters, which for a loss of batches and noise says little. Take "
             "one without, such as optax.adam."
         ) from error
-
-
-@contextmanager
-def chains_in_order() -> Iterator[None]:
-    """Drops NumPyro's warning of the mean-field restriction where only chains that are priors are in another order.
-
-    A model draws such a chain's datum last and its guide draws it first, and neither can do otherwise; no divergence of
-    the datum is taken (`dpm_ppl.statements.LatentDatum`), so nothing is wrong.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        if not _is_of_chains(str(warning.message)):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _is_of_chains(message: str) -> bool:
-    """Whether a warning lists the sites of model and guide, and they agree but for the data of chains."""
-    if not message.startswith("Failed to verify mean field restriction"):
-        return False
-    model, _, guide = message.partition("Model sites:\n")[2].partition("Guide sites:\n")
-    orders = [sites.split() for sites in (model, guide)]
-    data = {name for name in orders[0] if f"{name}_chain" in orders[0] or f"{name}_last" in orders[0]}
-    model_order, guide_order = ([name for name in order if name not in data] for order in orders)
-    return model_order == guide_order
 
 
 @dataclass(eq=False)
@@ -226,6 +208,19 @@ def _require_within(supports: list[tuple[Any, int]], batch: Any) -> None:
     leaves = jax.tree.leaves(batch)
     for support, leaf in supports:
         require_within(support, leaves[leaf])
+
+
+def _require_parts_taken(program: Program, x0: Any, args: tuple[Any, ...], *, name: str) -> None:
+    """Checks that a program takes the parts of data that have several."""
+    if not isinstance(x0, dict | tuple):
+        return
+    try:
+        called(inspect.signature(program).bind, x0, *args)
+    except TypeError as error:
+        parts = f"by name, {', '.join(x0)}" if isinstance(x0, dict) else f"one by one, {len(x0)} of them"
+        raise TypeError(
+            f"Expected the {name} to take the parts of `data`, {parts}; its arguments are others: {error}. {ONE_ARRAY}"
+        ) from error
 
 
 def _require_like(params: Mapping[str, Any], declared: Mapping[str, Any]) -> None:

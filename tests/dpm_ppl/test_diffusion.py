@@ -388,3 +388,49 @@ def test_under_jit_shapes_are_checked_and_values_pass():
         jax.jit(lambda x0: require_data(GAUSSIAN, x0))(np.ones(3))
     with pytest.raises(ValueError, match="to be finite"):  # data closed over are known even while a program is traced
         jax.jit(lambda: require_data(GAUSSIAN, np.array([np.nan, 1.0])))()
+
+
+# Events of several parts
+
+
+ONE = "An event is one array: put its parts side by side in one"
+
+
+def in_parts(parts, shape):
+    """A kernel on a vector and bits, its laws in parts."""
+
+    class Parts:
+        num_steps, event_shape = 4, shape
+
+        def stationary(self):
+            return parts(GAUSSIAN.stationary(), BERNOULLI.stationary())
+
+        def step(self, x, t):
+            return parts(GAUSSIAN.step(x, t), BERNOULLI.step(x, t))
+
+    return Parts()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (in_parts(lambda a, b: {"a": a, "b": b}, {"a": (2,), "b": (3,)}), f"got {{'a': .*{ONE}"),
+        (in_parts(lambda a, b: (a, b), ((2,), (3,))), rf"got \(\(2,\), \(3,\)\).*{ONE}"),
+        (
+            in_parts(lambda a, b: (a, b), (2,)),
+            f"`kernel.stationary` to return a NumPyro distribution; got tuple.*{ONE}",
+        ),
+    ],
+)
+def test_a_kernel_on_several_arrays(kernel, message):
+    with pytest.raises(TypeError, match=message):
+        dpm.Diffusion(kernel, kernel.step)
+
+
+def test_states_in_several_arrays():
+    chain = dpm.Diffusion(GAUSSIAN, shrink)
+    for x0 in ({"a": np.ones((3, 2))}, (np.ones((3, 2)), np.ones((3, 3))), [np.ones((3, 2)), np.ones((3, 3))]):
+        with pytest.raises(TypeError, match=f"numeric array; got {type(x0).__name__}.*{ONE}"):
+            dpm.reverse_chain("x", chain, obs=x0)
+    with pytest.raises(TypeError, match=f"`reverse` to return a NumPyro distribution; got tuple.*{ONE}"):
+        dpm.Diffusion(GAUSSIAN, lambda x, t: (shrink(x, t), shrink(x, t)))

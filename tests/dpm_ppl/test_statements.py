@@ -314,3 +314,47 @@ def test_different_diffusions_in_model_and_guide():
     model, guide = dpm.single_chain(GAUSSIAN.diffusion)[0], dpm.single_chain(longer.diffusion)[1]
     with pytest.raises(ValueError, match=r"disagree at site: .x_chain.: \(4, 4, 2\) vs \(4, 6, 2\)"):
         jax.eval_shape(lambda key: Trace_ELBO().loss(key, {}, model, guide, X0), jax.random.key(0))
+
+
+Y = jnp.array([[0.3, -0.8], [1.1, 0.2]])
+
+
+def with_prior():
+    """A chain as the prior of a latent datum, which its guide draws before the chain."""
+
+    def model():
+        with numpyro.plate("data", 2):
+            x0 = dpm.reverse_chain("x", GAUSSIAN.diffusion())
+            numpyro.sample("y", dist.Normal(x0, 0.4).to_event(1), obs=Y)
+
+    def guide():
+        with numpyro.plate("data", 2):
+            dpm.forward_chain("x", GAUSSIAN.diffusion(), numpyro.sample("x", dist.Normal(0.5 * Y, 0.7).to_event(1)))
+
+    return model, guide
+
+
+def test_a_latent_datum_in_its_guide_s_order():
+    """NumPyro warns of no other order (warnings are errors), and no divergence is taken: both ELBOs are one number."""
+    pair = with_prior()
+    mean_field, plain = (
+        jax.jit(lambda key, elbo=elbo: elbo.loss(key, GAUSSIAN.params, *pair))(jax.random.key(3))
+        for elbo in (TraceMeanField_ELBO(), Trace_ELBO())
+    )
+    np.testing.assert_allclose(mean_field, plain, rtol=1e-12)
+    sites = [name for name in handlers.trace(handlers.seed(substituted(pair[0]), 0)).get_trace() if name[0] in "xy"]
+    assert sites == ["x_chain", "x", "y"]  # without a guide
+
+
+def substituted(program):
+    return handlers.substitute(program, data=GAUSSIAN.params)
+
+
+def test_a_guide_whose_trajectory_is_not_taken():
+    """The datum was scored by the guide's trajectory: another in its place is refused."""
+    model, guide = with_prior()
+    drawn = handlers.trace(handlers.seed(substituted(guide), 0)).get_trace()
+    replayed = handlers.replay(substituted(model), trace=drawn)
+    other = handlers.substitute(replayed, data={"x_chain": drawn["x_chain"]["value"] + 1})
+    with pytest.raises(ValueError, match="the guide's draws at site 'x_chain'.*Put it around the guide"):
+        handlers.seed(other, 0)()

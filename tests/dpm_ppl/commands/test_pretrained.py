@@ -18,7 +18,7 @@ def mine(tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "mine.py"
     path.write_text(GAUSSIAN)
     np.savez(path.with_suffix(".npz"), losses=np.float32([3.0, 2.5]), **{"['offset']": np.float16(OFFSET)})
-    path.with_suffix(".json").write_text(json.dumps({"num_iterations": 2, "seconds": 1.5}))
+    path.with_suffix(".json").write_text(json.dumps({"num_iterations": 2, "seconds": 1.5, "seed": 0}))
     return path
 
 

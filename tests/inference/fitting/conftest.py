@@ -20,13 +20,13 @@ def chunks(monkeypatch):
 @pytest.fixture
 def after_chunk(monkeypatch):
     """Calls a function with the number of iterations done, after every chunk."""
-    original = loop._bound_bits
+    original = loop.averaged_bits
 
     def watch(act):
-        def bound_bits(losses):
+        def averaged_bits(losses):
             act(len(losses))
             return original(losses)
 
-        monkeypatch.setattr(loop, "_bound_bits", bound_bits)
+        monkeypatch.setattr(loop, "averaged_bits", averaged_bits)
 
     return watch

@@ -98,3 +98,15 @@ def test_a_chain_as_prior_fits_without_a_warning():
     assert np.isfinite(small(**given).losses).all()  # warnings are errors
     with pytest.warns(UserWarning, match="mean field restriction"):
         small(**given, args=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": DATA, "b": DATA}, "the model to take the parts of `data`, by name, a, b; .*An event is one array"),
+        ((DATA, DATA, DATA), "the model to take the parts of `data`, one by one, 3 of them; .*An event is one array"),
+    ],
+)
+def test_data_of_other_parts_than_the_program_takes(data, message):
+    with pytest.raises(TypeError, match=message):
+        small(data=data)
