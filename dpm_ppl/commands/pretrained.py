@@ -21,7 +21,7 @@ LOSSES = "losses"
 
 
 def how_made(program: Program) -> dict[str, Any]:
-    """How the parameters were made that come with a program: `num_iterations`, `seconds` and `seed` of the fit, and in words.
+    """How the parameters of a program were made: `num_iterations`, `seconds` and `seed` of the fit, and in words.
 
     Raises:
         ValueError: it comes without.
