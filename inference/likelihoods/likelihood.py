@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from scipy.special import log_softmax, softmax, stdtrit
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
 from dpm_ppl.inference.arguments import given_beside
+from dpm_ppl.inference.devices import spread_over
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import arviz, dims_of, is_arviz_1, record, variable, write
@@ -206,13 +208,15 @@ def log_likelihood(
     block_size: int | None = None,
     num_trajectories: int = 0,
     context: Any = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Likelihood:
     """Log likelihood of each datum by importance sampling over forward trajectories.
 
     The weights are summed while the chain runs, with compensation for rounding, so that memory does not grow with T and
     float32 is good to 1e-2 nats at T = 10,000; rates beta_t under 1e-6 cost more, as a state's own rounding then shows.
-    Each datum and particle has a random key of its own: blocks do not change the result.
+    Each datum and particle has a random key of its own: blocks do not change the result, nor do devices, but for
+    rounding.
 
     Args:
         definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
@@ -221,11 +225,12 @@ def log_likelihood(
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
         num_particles: Trajectories of each datum. k-hat needs 30 or more, and hundreds to mean much.
-        block_size: Trajectories at a time, over data and particles, by default as many as fit in 1 GiB.
+        block_size: Trajectories at a time, over data and particles, by default as many as fit in 1 GiB of each device.
         num_trajectories: Particles of which the trajectories are kept, the first of each datum; they take memory for
             all T.
         context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
             with num_data.
+        mesh: Devices that trajectories are split over, by default all that JAX sees; data and parameters are on each.
         progress: Whether to show a progress bar, where it takes more than a second.
 
     Returns:
@@ -239,17 +244,19 @@ def log_likelihood(
     Source: Sohl-Dickstein et al. 2015, eq. 9; Neal 2001.
     """
     require_key(key)
+    spread = spread_over(mesh)
     built, x0, context = given_beside(definition, params, x0, context)
     num_particles = require_count("num_particles", num_particles)
     num_trajectories = require_count("num_trajectories", num_trajectories, at_least=0)
     if num_trajectories > num_particles:
         raise ValueError(f"Expected `num_trajectories` to be at most {num_particles=}; got {num_trajectories}.")
     num_data, num_numbers = len(x0), math.prod(built.event_shape)
+    given = spread.put((dict(params), x0, context, key))
 
     def run(num: int, *, keep: bool) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
         return run_in_blocks(
             forward_weights,
-            *(definition, dict(params), x0, context, key),
+            *(definition, *given),
             num_items=num * num_data,
             block_size=block_size,
             numbers_per_item=num_numbers * (built.num_steps if keep else 1),
@@ -258,6 +265,7 @@ def log_likelihood(
             description="trajectories" if keep else "log likelihood",
             progress=progress,
             check=raise_for_terms(num_data, built.num_steps),
+            spread=spread,
         )
 
     _, blocks = run(num_particles, keep=False)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.inference.devices import ALONE, Spread
 from dpm_ppl.kernels.kernel import is_concrete, step_number
 from dpm_ppl.programs import instantiate
 
@@ -200,6 +201,7 @@ def run_in_blocks(
     description: str,
     progress: bool,
     check: Callable[[np.ndarray, dict[str, np.ndarray]], None],
+    spread: Spread = ALONE,
 ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
     """Calls a jitted function on every item of range(num_items), a block at a time.
 
@@ -216,6 +218,7 @@ def run_in_blocks(
         description: What the bar says.
         progress: Whether to show it.
         check: Called with the index and the results of each block when it is done, to raise.
+        spread: The devices that items are split over.
 
     Returns:
         The index of each block, shape (num_blocks, block_size), in which the last block repeats the last item, and its
@@ -228,17 +231,19 @@ def run_in_blocks(
     if block_size is not None:
         block_size = require_count("block_size", block_size)
     numbers = 2**15 if jax.default_backend() == "cpu" else 2**18  # a processor's cache; an accelerator wants more
-    size = block_size or max(1, min(numbers // numbers_per_item, max(2**12, 2**11 * numbers // num_steps)))
-    index, real = _split(num_items, size)
-    while block_size is None and index.shape[1] > 1:
-        memory = block.lower(*args, index[0], real[0], **options).compile().memory_analysis()  # type: ignore[attr-defined]
+    size = max(1, min(numbers // numbers_per_item, max(2**12, 2**11 * numbers // num_steps))) * spread.num
+    index, real = _split(num_items, block_size or size, spread.num)
+    while block_size is None and index.shape[1] > spread.num:
+        first = spread.put_split((index[0], real[0]))
+        memory = block.lower(*args, *first, **options).compile().memory_analysis()  # type: ignore[attr-defined]
         if memory is None or memory.temp_size_in_bytes <= _MEMORY:
             break
-        index, real = _split(num_items, max(1, int(0.9 * index.shape[1] * _MEMORY / memory.temp_size_in_bytes)))
+        size = max(1, int(0.9 * index.shape[1] * _MEMORY / memory.temp_size_in_bytes))
+        index, real = _split(num_items, size, spread.num)
     results = []
     with tqdm(total=num_items, desc=description, unit="particle", delay=1, leave=False, disable=not progress) as bar:
         for items, counted in zip(index, real, strict=True):
-            results.append(jax.device_get(block(*args, items, counted, **options)))
+            results.append(jax.device_get(block(*args, *spread.put_split((items, counted)), **options)))
             if not all(map(is_concrete, jax.tree.leaves(results[-1]))):
                 raise TypeError(
                     f"Expected the {description} outside of jax.vmap, jit and grad, as they run in blocks whose values "
@@ -250,8 +255,12 @@ def run_in_blocks(
     return index, results
 
 
-def _split(num_items: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of one size, at most `size`: index, and which items are real, each of shape (num_blocks, block_size)."""
+def _split(num_items: int, size: int, num_devices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of one size: index, and which items are real, each of shape (num_blocks, block_size).
+
+    The size is at most `size`, but for what makes it a multiple of the number of devices.
+    """
     num_blocks = math.ceil(num_items / size)
-    items = np.arange(num_blocks * math.ceil(num_items / num_blocks)).reshape(num_blocks, -1)
+    size = math.ceil(num_items / num_blocks / num_devices) * num_devices
+    items = np.arange(num_blocks * size).reshape(num_blocks, -1)
     return np.minimum(items, num_items - 1).astype(np.uint32), items < num_items
