@@ -4,6 +4,9 @@ A program that is split computes what it computes on one device, but for the ord
 random numbers are a function of key, datum and particle, under JAX's default generator (`jax_threefry_partitionable`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -120,17 +123,32 @@ ALONE = Spread()
 """One device, the one where JAX puts what nobody places."""
 
 
+_CHOSEN: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+
+
+@contextmanager
+def using(mesh: Mesh | None) -> Iterator[None]:
+    """Within, whatever is given no mesh takes this one; None leaves it to that."""
+    before = _CHOSEN.set(_CHOSEN.get() if mesh is None else mesh)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(before)
+
+
 def spread_over(mesh: Mesh | None) -> Spread:
     """How data are split over a mesh, or a clear error.
 
     Args:
-        mesh: Devices with one axis, or with one named `data` beside others, over which all is repeated. By default all
-            that JAX sees; where that is one, or a default device is set, nothing is placed at all.
+        mesh: Devices with one axis, or with one named `data` beside others, over which all is repeated. By default
+            those of `using`, or else all that JAX sees; where that is one, or a default device is set, nothing is
+            placed at all.
 
     Raises:
         TypeError: mesh is no mesh.
         ValueError: it has several axes and none is `data`.
     """
+    mesh = _CHOSEN.get() if mesh is None else mesh
     if mesh is None:
         config: Any = jax.config
         return ALONE if config.jax_default_device is not None or len(jax.devices()) == 1 else Spread(make_mesh())

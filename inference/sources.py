@@ -1,6 +1,7 @@
 """Data that stay where they are: memory-mapped arrays and other sources with an index, read where they are needed."""
 
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -123,6 +124,7 @@ def _rows(source: Any, num_data: int, indices: np.ndarray) -> Any:
             f"{indices.tolist()}."
         ) from error
     rows = as_arrays(rows)
+    _give_back(source)
     for leaf in jax.tree.leaves(rows):
         if leaf.shape[:1] != indices.shape:
             raise ValueError(
@@ -130,6 +132,17 @@ def _rows(source: Any, num_data: int, indices: np.ndarray) -> Any:
             )
         require_numbers(leaf, indices)
     return rows
+
+
+def _give_back(source: Any) -> None:
+    """Unmaps what was read of a file, which the system keeps as long as it likes: it would count as ours, page by page.
+
+    A private mapping is left as it is: what was written into it is nowhere else.
+    """
+    mapping = getattr(source, "_mmap", None)
+    if isinstance(source, np.memmap) and source.mode != "c" and isinstance(mapping, mmap.mmap):
+        if hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def as_arrays(batch: Any) -> Any:

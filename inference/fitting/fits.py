@@ -292,7 +292,7 @@ def _run(options: _Options) -> Fit:
     if path is not None:
         settings = {**options.settings(batches, ends), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
-        information: dict[str, Any] = {"num_iterations": options.num_iterations}
+        information: dict[str, Any] = {"num_iterations": options.num_iterations, "num_devices": spread.num}
         if options.validation is not None:
             information["validation"] = describe(options.validation, options.batch_size)
         done = _restored(path, done, options.key, options.num_iterations, validation=information.get("validation"))

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition, Diffusion
-from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.devices import spread_over
+from dpm_ppl.inference.given import given
 from dpm_ppl.inference.likelihoods.entropy import entropy
+from dpm_ppl.inference.sources import Indexed
 from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms, step_number
 from dpm_ppl.programs import instantiate
@@ -112,7 +113,7 @@ class Bound:
 
 def bound(
     definition: Definition,
-    x0: ArrayLike,
+    x0: ArrayLike | Indexed,
     *,
     params: Mapping[str, Any],
     key: Array,
@@ -129,13 +130,14 @@ def bound(
     Args:
         definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
             function given, so pass the same one, not a new lambda, to call this often.
-        x0: Data, shape (num_data, *event).
+        x0: Data, shape (num_data, *event); a memory-mapped array, or whatever has a length and an index, is read block
+            by block.
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
         num_samples: Samples of x^t for each datum and step.
         block_size: Data evaluated at a time, by default as many as fit comfortably; the draws do not depend on it.
         context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
-            with num_data.
+            with num_data; arrays or sources, as x0.
         mesh: Devices that data are split over, by default all that JAX sees.
 
     Returns:
@@ -149,9 +151,10 @@ def bound(
     """
     require_key(key)
     spread = spread_over(mesh)
-    built, x0, context = given_beside(definition, params, x0, context)
+    data = given(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
-    num_data, num_dimensions = len(x0), math.prod(built.event_shape)
+    built, num_data = data.built, data.num_data
+    num_dimensions = math.prod(built.event_shape)
     if block_size is None:
         width = num_samples * num_dimensions
         block_size = max(1, min(2**16 // width, 2**26 // (width * built.num_steps))) * spread.num
@@ -166,9 +169,9 @@ def bound(
         rows = np.minimum(
             np.arange(start, start + block_size), num_data - 1
         )  # the last block is filled up: one compilation
-        beside = jax.tree.map(lambda leaf, rows=rows: leaf[rows], context)
-        given = spread.put_split((x0[rows], keys[rows], beside))
-        blocks.append(jax.device_get(bound_terms(definition, replicated, *given, num_samples=num_samples)))
+        x0, beside = data.rows(rows)
+        block = spread.put_split((x0, keys[rows], beside))
+        blocks.append(jax.device_get(bound_terms(definition, replicated, *block, num_samples=num_samples)))
     terms = {name: jnp.concatenate([block[name] for block in blocks])[:num_data] for name in blocks[0]}
     for name in ("elbo_variance", "entropy_last"):
         terms.setdefault(name, unknown(terms["L_null"]))

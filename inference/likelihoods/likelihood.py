@@ -16,11 +16,12 @@ from scipy.special import log_softmax, softmax, stdtrit
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
-from dpm_ppl.inference.arguments import given_beside
 from dpm_ppl.inference.devices import spread_over
+from dpm_ppl.inference.given import given
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import arviz, dims_of, is_arviz_1, record, variable, write
+from dpm_ppl.inference.sources import Indexed
 from dpm_ppl.inference.units import error_text, mean_and_error
 
 
@@ -200,7 +201,7 @@ class Likelihood:
 
 def log_likelihood(
     definition: Definition,
-    x0: ArrayLike,
+    x0: ArrayLike | Indexed,
     *,
     params: Mapping[str, Any],
     key: Array,
@@ -221,7 +222,8 @@ def log_likelihood(
     Args:
         definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
             function given.
-        x0: Data, shape (num_data, *event).
+        x0: Data, shape (num_data, *event); a memory-mapped array, or whatever has a length and an index, is read a part
+            at a time.
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
         num_particles: Trajectories of each datum. k-hat needs 30 or more, and hundreds to mean much.
@@ -229,7 +231,7 @@ def log_likelihood(
         num_trajectories: Particles of which the trajectories are kept, the first of each datum; they take memory for
             all T.
         context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
-            with num_data.
+            with num_data; arrays or sources, as x0.
         mesh: Devices that trajectories are split over, by default all that JAX sees; data and parameters are on each.
         progress: Whether to show a progress bar, where it takes more than a second.
 
@@ -245,39 +247,47 @@ def log_likelihood(
     """
     require_key(key)
     spread = spread_over(mesh)
-    built, x0, context = given_beside(definition, params, x0, context)
+    data = given(definition, params, x0, context)
     num_particles = require_count("num_particles", num_particles)
     num_trajectories = require_count("num_trajectories", num_trajectories, at_least=0)
     if num_trajectories > num_particles:
         raise ValueError(f"Expected `num_trajectories` to be at most {num_particles=}; got {num_trajectories}.")
-    num_data, num_numbers = len(x0), math.prod(built.event_shape)
-    given = spread.put((dict(params), x0, context, key))
+    replicated, replicated_key = spread.put((dict(params), key))
 
-    def run(num: int, *, keep: bool) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-        return run_in_blocks(
+    def run(part: tuple[int, Array, Any], num: int, *, keep: bool) -> list[dict[str, np.ndarray]]:
+        first, x0, context = part
+        num_data, num_steps = len(x0), data.built.num_steps
+        _, blocks = run_in_blocks(
             forward_weights,
-            *(definition, *given),
+            *(definition, replicated, *spread.put((x0, context)), replicated_key),
             num_items=num * num_data,
             block_size=block_size,
-            numbers_per_item=num_numbers * (built.num_steps if keep else 1),
-            num_steps=built.num_steps,
-            options={"num_data": num_data, "keep": keep},
+            numbers_per_item=math.prod(data.built.event_shape) * (num_steps if keep else 1),
+            num_steps=num_steps,
+            options={"num_data": num_data, "first": np.uint32(first), "keep": keep},
             description="trajectories" if keep else "log likelihood",
             progress=progress,
-            check=raise_for_terms(num_data, built.num_steps),
+            check=raise_for_terms(num_data, num_steps, first=first),
             spread=spread,
         )
+        return blocks
 
-    _, blocks = run(num_particles, keep=False)
-    size = num_particles * num_data
-    log_weight = np.concatenate([b["log_weight"].astype(np.float64) + b["lost"] for b in blocks])[:size]
-    cross_entropy = np.sum([b["reverse_cross_entropy"].astype(np.float64) for b in blocks], 0) / size
-    trajectories = None
-    if num_trajectories:
-        _, blocks = run(num_trajectories, keep=True)
-        kept = np.concatenate([b["trajectory"] for b in blocks])[: num_trajectories * num_data]
-        trajectories = kept.reshape(num_trajectories, num_data, *kept.shape[1:])
-    return Likelihood(log_weight.reshape(num_particles, num_data), cross_entropy, trajectories)
+    log_weight, cross_entropy, trajectories = [], [], []
+    for part in data.parts():
+        num_data = len(part[1])
+        blocks = run(part, num_particles, keep=False)
+        weights = np.concatenate([b["log_weight"].astype(np.float64) + b["lost"] for b in blocks])
+        log_weight.append(weights[: num_particles * num_data].reshape(num_particles, num_data))
+        cross_entropy += [b["reverse_cross_entropy"].astype(np.float64) for b in blocks]
+        if num_trajectories:
+            blocks = run(part, num_trajectories, keep=True)
+            kept = np.concatenate([b["trajectory"] for b in blocks])[: num_trajectories * num_data]
+            trajectories.append(kept.reshape(num_trajectories, num_data, *kept.shape[1:]))
+    return Likelihood(
+        np.concatenate(log_weight, 1),
+        np.sum(cross_entropy, 0) / (num_particles * data.num_data),
+        np.concatenate(trajectories, 1) if trajectories else None,
+    )
 
 
 def log_mean_exp(log_weight: np.ndarray, *, axis: int = 0) -> np.ndarray:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
@@ -40,6 +41,7 @@ def forward_weights(
     real: Array,
     *,
     num_data: int,
+    first: ArrayLike = 0,
     keep: bool = False,
 ) -> dict[str, Array]:
     """Log weights of a block of forward trajectories, particle by particle and in each datum by datum.
@@ -49,10 +51,11 @@ def forward_weights(
         params: Parameters by name.
         x0: All data, shape (num_data, *event).
         context: Context of each, leaves of shape (num_data, ...); or None.
-        key: Random key; trajectory i of the result depends on it and on index[i] alone.
+        key: Random key; trajectory i of the result depends on it, on its datum and on its particle alone.
         index: Trajectories to run, particle * num_data + datum, shape (size,).
         real: Which of them count in the sums over the block, shape (size,).
         num_data: Number of data.
+        first: What the first of them is called: its number among others.
         keep: Whether to return the trajectories too, which takes memory for all T states.
 
     Returns:
@@ -64,7 +67,7 @@ def forward_weights(
     context = jax.tree.map(lambda leaf: leaf[index % num_data], context)
     built = instantiate(definition, params, context=context)
     kernel = built.kernel
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i % num_data), i // num_data))(index)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, first + i % num_data), i // num_data))(index)
     x0 = x0[index % num_data]
 
     def onward(x: Array, t: Array | np.ndarray) -> tuple[Array, Array]:
@@ -165,7 +168,9 @@ def _result(total: Total) -> dict[str, Array]:
     return dict(zip(("log_weight", "lost", "bad_step"), total, strict=True))
 
 
-def raise_for_terms(num_data: int, num_steps: int) -> Callable[[np.ndarray, dict[str, np.ndarray]], None]:
+def raise_for_terms(
+    num_data: int, num_steps: int, *, first: int = 0
+) -> Callable[[np.ndarray, dict[str, np.ndarray]], None]:
     """What raises, after a block, a ValueError that names the datum and the step of a term that is NaN or +inf."""
 
     def check(index: np.ndarray, results: dict[str, np.ndarray]) -> None:
@@ -173,15 +178,15 @@ def raise_for_terms(num_data: int, num_steps: int) -> Callable[[np.ndarray, dict
         if not len(wrong):
             return
         t = int(results["bad_step"][wrong[0]])
-        particle, datum = divmod(int(index[wrong[0]]), num_data)
+        particle, row = divmod(int(index[wrong[0]]), num_data)
         term, step = f"log p(x^{t - 1}|x^{t}) - log q(x^{t}|x^{t - 1})", f"step t = {t}"
         if t > num_steps:
             term, step = f"log pi(x^{num_steps})", f"the last state, t = {num_steps}"
         raise ValueError(
             f"Expected log weights that are numbers; got NaN or +inf in {len(np.unique(index[wrong]))} of "
-            f"{len(np.unique(index))} trajectories, first at {step} of datum {datum} (particle {particle}), in {term}. "
-            "A reverse step with a scale of zero, or one that overflows, does that: give its scale a floor, or look at "
-            "it there."
+            f"{len(np.unique(index))} trajectories, first at {step} of datum {first + row} (particle {particle}), in "
+            f"{term}. A reverse step with a scale of zero, or one that overflows, does that: give its scale a floor, "
+            "or look at it there."
         )
 
     return check

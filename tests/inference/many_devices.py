@@ -8,7 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,17 @@ import optax
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import bound, fit, log_likelihood, make_mesh, sandwich, smc
+from dpm_ppl.inference.devices import using
 from dpm_ppl.inference.posteriors.twists import tempered
+from dpm_ppl.parts import parts_of
+from dpm_ppl.reports.samples import draws
 
 KEY = jax.random.key(3)
 BETA = np.array([0.1, 0.3, 0.5, 0.8])
 RNG = np.random.default_rng(0)
 CONTEXT = RNG.normal(size=(64, 1))
 DATA = 0.7 + 1.4 * RNG.gamma(2.0, 0.7, size=(64, 1)) + CONTEXT
+PARTS = {"c": CONTEXT, "x0": DATA}
 FITS = {"even": {"batch_size": 24}, "uneven": {"batch_size": 13}}
 START = {"gain": np.full(3, 0.4), "shift": np.array([-0.2, 0.1, 0.3]), "slope": np.array([0.1, 0.2, 0.3])}
 
@@ -33,7 +39,7 @@ START = {"gain": np.full(3, 0.4), "shift": np.array([-0.2, 0.1, 0.3]), "slope": 
 def diffusion(c: Any) -> dpm.Diffusion:
     """Affine reverse steps beside a context."""
     kernel = dpm.GaussianKernel(BETA, (1,))
-    gain, shift, slope = (numpyro.param(name, jnp.asarray(value)) for name, value in START.items())
+    gain, shift, slope = (jnp.asarray(numpyro.param(name, value)) for name, value in START.items())
 
     def reverse(x: Any, t: Any, c: Any) -> Any:
         at = (t - 2)[..., None]
@@ -51,22 +57,27 @@ def observed(y: Any) -> None:
 
 def fitted(mesh: Any = None, data: Any = None, **options: Any) -> Any:
     """A fit of fifty iterations, validated now and then on a number that no devices divide."""
-    given: dict[str, Any] = {
-        "num_steps_sampled": 2,
-        "num_iterations": 50,
-        "optimizer": optax.adam(1e-2),
-        "progress": False,
-    }
-    data = {"c": CONTEXT, "x0": DATA} if data is None else data
     validation = {"c": CONTEXT[:21], "x0": DATA[:21]}
+    model, guide = dpm.single_chain(diffusion)
     return fit(
-        *dpm.single_chain(diffusion), data, key=KEY, mesh=mesh, every=20, validation=validation, **given, **options
+        model,
+        guide,
+        PARTS if data is None else data,
+        key=KEY,
+        num_iterations=50,
+        num_steps_sampled=2,
+        optimizer=optax.adam(1e-2),
+        validation=validation,
+        every=20,
+        mesh=mesh,
+        progress=False,
+        **options,
     )
 
 
 def numbers(mesh: Any = None) -> dict[str, Any]:
     """All but fits: everything that takes a mesh, with numbers of data and particles that no devices divide."""
-    given: dict[str, Any] = {"params": jax.tree.map(jnp.asarray, START), "key": KEY, "mesh": mesh}
+    given: dict[str, Any] = {"params": START, "key": KEY, "mesh": mesh}
     beside = {"context": CONTEXT[:21], **given}
     weights = log_likelihood(diffusion, DATA[:21], num_particles=11, progress=False, **beside)
     terms = bound(diffusion, DATA[:21], num_samples=2, **beside)
@@ -74,7 +85,11 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
     run = smc(observed, "x", params=START, num_particles=52, twist=tempered(), mesh=mesh)
     with warnings.catch_warnings(action="ignore"):  # so few are not to be trusted
         posterior = run(KEY, np.array([1.2]))
+    parts = parts_of(SimpleNamespace(model=dpm.single_chain(diffusion)[0], conditional=diffusion), PARTS)
+    with using(mesh), patch("dpm_ppl.reports.samples.affordable", lambda *_, **__: 21):
+        drawn = draws(parts, beside["params"], key=KEY, num_samples=21, context=CONTEXT[:21])
     return {
+        "drawn": drawn,
         "log_weight": weights.log_weight,
         "cross_entropy": weights.reverse_cross_entropy,
         "elbo": terms.elbo,

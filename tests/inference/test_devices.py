@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 import dpm_ppl
 from dpm_ppl.inference import bound, fit, log_likelihood, make_mesh, sandwich, smc
-from dpm_ppl.inference.devices import ALONE, Spread, spread_over
+from dpm_ppl.inference.devices import ALONE, Spread, spread_over, using
 from tests.inference import many_devices
 from tests.inference.many_devices import CONTEXT, DATA, FITS, KEY, START, diffusion, fitted, numbers
 
@@ -85,6 +85,13 @@ def test_a_default_device_is_kept_to(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [object()] * 8)
     with jax.default_device(jax.local_devices()[0]):
         assert spread_over(None) is ALONE
+
+
+def test_what_is_given_no_mesh_takes_the_one_in_use():
+    mesh = make_mesh(1)
+    with using(mesh), using(None):
+        assert spread_over(None).mesh == mesh
+    assert spread_over(None) is ALONE
 
 
 def test_axes_become_those_that_numpyro_can_use():

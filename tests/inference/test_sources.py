@@ -1,5 +1,9 @@
 """Data that stay where they are."""
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,6 +31,9 @@ class OnDisk(Rows):
 
     shape, dtype = DATA.shape, DATA.dtype
 
+    def __iter__(self):
+        raise AssertionError("all of it was read")
+
     def __array__(self, dtype=None, copy=None):
         raise AssertionError("all of it was read")
 
@@ -53,6 +60,34 @@ def test_a_memory_mapped_array_is_read_and_what_is_made_of_it_is_not(tmp_path):
     mapped = np.memmap(tmp_path / "data", DATA.dtype, "w+", shape=DATA.shape)
     assert sources.is_source(mapped)
     assert not sources.is_source(np.asarray(mapped))
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_a_mapped_file_is_read_again_after_its_pages_are_given_back(tmp_path, mode):
+    np.save(tmp_path / "data.npy", DATA)
+    mapped = np.load(tmp_path / "data.npy", mmap_mode=mode)
+    if mode != "r":
+        mapped[5] = [8.0, 9.0]
+    expected = np.array(mapped)
+    for _ in range(2):
+        np.testing.assert_array_equal(sources.rows_at(mapped, np.arange(23), 23), expected)
+    assert (expected[5] == [8.0, 9.0]).all() == (mode != "r")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_that_were_read_are_not_ours_for_long(tmp_path):
+    """Of 64 MiB that are read from a sparse file no more than a few stay resident."""
+    written = np.memmap(tmp_path / "data", np.float32, "w+", shape=(2**14, 2**10))
+    before = resident()
+    for begin in range(0, 2**14, 2**10):
+        sources.rows_at(written, np.arange(begin, begin + 2**10), 2**14)
+    assert resident() - before < 16 * 2**20
+
+
+def resident():
+    """Bytes of mapped files that are resident."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssFile:\s+(\d+)", status)[1])
 
 
 def test_rows_are_asked_for_in_order_and_once():
