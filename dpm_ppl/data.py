@@ -81,8 +81,10 @@ def fresh_data(data: Any, *, key: Array, num_data: int) -> Any:
     """
     num_all = num_data_of(data)
     if num_all is not None:
-        rows = slice(None) if num_all <= num_data else jax.random.permutation(key, num_all)[:num_data]
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
+        if num_all <= num_data:
+            return jax.tree.map(jnp.asarray, data)
+        rows = np.asarray(jax.random.permutation(key, num_all)[:num_data])
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[rows]), data)  # of a mapped file the rows alone
     listed = valid_sequences(data)
     if listed is not None and np.ptp(listed[1]) < 1e-6:
         num_each = max(1, round(num_data / len(listed[0])))

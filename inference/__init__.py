@@ -3,12 +3,14 @@
 Five wings that do not know of each other, but for `checks`, which may use any: `fitting` (SVI on the bound),
 `likelihoods` (the bound term by term, importance weights), `posteriors` (sequential Monte Carlo), `samples` (against
 data) and `checks` (before any of it). Beside them `calibration`, which tries any posterior on a program's own
-simulations. Below them `arguments`, `discrete`, `psis`, `records` and `units`, which they share.
+simulations. Below them `arguments`, `devices`, `discrete`, `given`, `psis`, `records`,
+`sources` and `units`, which they share.
 """
 
 from dpm_ppl.inference import checks, fitting, likelihoods, posteriors, samples
 from dpm_ppl.inference.calibration import Calibration, calibrate
 from dpm_ppl.inference.checks import Finding, Report, check
+from dpm_ppl.inference.devices import make_mesh
 from dpm_ppl.inference.fitting import Fit, NonFiniteLossError, fit, load_params, read_run
 from dpm_ppl.inference.likelihoods import (
     Bound,
@@ -75,6 +77,7 @@ __all__ = [
     "likelihoods",
     "load_params",
     "log_likelihood",
+    "make_mesh",
     "perturbed_chain",
     "posteriors",
     "read_run",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import jax
 import typer
 
+from dpm_ppl.commands.devices import Devices, on
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import Out, Overwrite, free_directory, read_array, read_arrays, save_figure
 from dpm_ppl.commands.held_out import Evaluated
@@ -37,13 +38,14 @@ def evaluate(
     overwrite: Overwrite = False,
     model: Model = None,
     force: Force = False,
+    devices: Devices = None,
 ) -> None:
     """Estimate the likelihood of data, and say whether to trust it: likelihood.nc, evaluation.json, evaluation.png."""
     from dpm_ppl.reports.evaluation import evaluate_program, headline, table
     from dpm_ppl.reports.evaluation_figure import evaluation_figure
     from dpm_ppl.reports.samples import compare
 
-    with clear_errors():
+    with clear_errors(), on(devices):
         run, key = open_run(run_dir, model=model, force=force), jax.random.key(seed)
         names = ["likelihood.nc", "evaluation.json", "evaluation.png"]
         directory = free_directory(run_dir, out, names, overwrite=overwrite)

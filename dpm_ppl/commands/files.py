@@ -119,7 +119,7 @@ def read_array(path: Path, option: str) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"Expected {option} to be a file with an array; there is none at {path}.")
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # which may be larger than memory
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"Expected {option} to be a .npy file, as numpy.save writes; {path} is none: {error}"

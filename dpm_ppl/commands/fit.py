@@ -11,6 +11,7 @@ import typer
 
 from dpm_ppl import inference
 from dpm_ppl.commands.copies import FOLDER, edited_since, files_of
+from dpm_ppl.commands.devices import Devices, on
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import load
@@ -42,11 +43,12 @@ def fit(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Take the parameters that come with the program, in place of a fit.")
     ] = False,
+    devices: Devices = None,
 ) -> None:
     """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
     from dpm_ppl.reports.fit import report, table
 
-    with clear_errors():
+    with clear_errors(), on(devices):
         program = load(model)
         if pretrained:
             made = how_made(program)
@@ -104,6 +106,7 @@ def fit(
         except KeyboardInterrupt:
             again = ["dpm", "fit", model, "--run-dir", str(run_dir), "--seed", str(seed), "--resume"]
             again += [] if iterations is None else ["--iterations", str(iterations)]
+            again += [] if devices is None else ["--devices", str(devices)]
             typer.echo(f"\nInterrupted. To carry on: {shlex.join(again)}", err=True)
             raise typer.Exit(130) from None
         except ValueError as error:
@@ -134,7 +137,7 @@ def _require_unedited(program: Program, run_dir: Path, *, resume: bool) -> None:
 
 def _recipe(program: Program, data: Any) -> dict[str, Any]:
     """The program's recipe, all of it known to `fit`; what a program without one needs is chosen to suit its data."""
-    ours = {"key", "run_dir", "resume", "progress", "fingerprint", "files"}
+    ours = {"key", "run_dir", "resume", "progress", "fingerprint", "files", "mesh"}
     parameters = inspect.signature(inference.fit).parameters.items()
     options = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
     unknown = [name for name in program.recipe if name not in options]

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import typer
 
+from dpm_ppl.commands.devices import Devices, on
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import Context, Out, Overwrite, free_directory, read_array, read_context, save_figure
 from dpm_ppl.commands.run import Force, Model, RunDir, open_run
@@ -35,13 +36,14 @@ def posterior(
     overwrite: Overwrite = False,
     model: Model = None,
     force: Force = False,
+    devices: Devices = None,
 ) -> None:
     """Denoise or complete data: samples given what is observed, and its evidence: posterior.nc, .json and .png."""
     from dpm_ppl.reports.posterior import headline, report, table
     from dpm_ppl.reports.posterior_figure import MOST_SHOWN, posterior_figure, shows_prior
     from dpm_ppl.reports.samples import draws
 
-    with clear_errors():
+    with clear_errors(), on(devices):
         run = open_run(run_dir, model=model, force=force)
         program, params, parts = run.program, run.params, run.parts
         if parts.definition is None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import typer
 
+from dpm_ppl.commands.devices import Devices, on
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import Context, Out, Overwrite, free_directory, read_context, save_figure
 from dpm_ppl.commands.run import Force, Model, RunDir, open_run
@@ -25,11 +26,12 @@ def sample(
     overwrite: Overwrite = False,
     model: Model = None,
     force: Force = False,
+    devices: Devices = None,
 ) -> None:
     """Draw exact ancestral samples from a fit, beside held-out contexts or given ones: samples.npz and samples.png."""
     from dpm_ppl.reports.samples import draws, samples_figure
 
-    with clear_errors():
+    with clear_errors(), on(devices):
         run = open_run(run_dir, model=model, force=force)
         parts, given = run.parts, read_context(context, run.parts)
         directory = free_directory(run_dir, out, ["samples.npz", "samples.png"], overwrite=overwrite)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dpm_ppl.chains import reverse_states
 from dpm_ppl.data import fresh_data
 from dpm_ppl.inference import coverage, discriminate
+from dpm_ppl.inference.devices import spread_over
 from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
@@ -41,7 +42,7 @@ from dpm_ppl.reports.panels import (
 
 
 def draws(parts: Parts, params: Any, *, key: Any, num_samples: int, context: Any = None) -> np.ndarray:
-    """Samples x0 of a program, in blocks of one size, each from a key of its own.
+    """Samples x0 of a program, in blocks of one size, each from a key of its own and split over all devices.
 
     Args:
         parts: The program (see `dpm_ppl.parts.parts_of`).
@@ -59,17 +60,20 @@ def draws(parts: Parts, params: Any, *, key: Any, num_samples: int, context: Any
         few = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:16], context)
         size = affordable(parts.built(params, few), seconds=10, least=16, most=4096)
 
+    spread = spread_over(None)
+
     @jax.jit
     def draw(params: Any, key: Any, context: Any) -> Any:
         if chain is not None:
-            return reverse_states(parts.built(params, context), key=key, num_samples=size)[0]
-        return parts.generate(context, size, model=handlers.seed(handlers.substitute(parts.model, data=params), key))
+            return spread.constrained(reverse_states(parts.built(params, context), key=key, num_samples=size)[0])
+        model = handlers.seed(handlers.substitute(parts.model, data=params), key)
+        return spread.constrained(parts.generate(context, size, model=model))
 
     blocks = tqdm(range(-(-num_samples // size)), desc="sample", unit="block", delay=2, leave=False)
-    drawn = [
-        np.asarray(draw(params, jax.random.fold_in(key, block), rows_of(context, block * size + np.arange(size))))
-        for block in blocks
-    ]
+    given, drawn = spread.put(params), []
+    for block in blocks:
+        beside = spread.put_split(rows_of(context, block * size + np.arange(size)))
+        drawn.append(np.asarray(draw(given, spread.put(jax.random.fold_in(key, block)), beside)))
     return np.concatenate(drawn)[:num_samples]
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,13 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
 
-from dpm_ppl.inference.fitting.sources import (
-    Check,
-    Feed,
+from dpm_ppl.inference.devices import Spread
+from dpm_ppl.inference.fitting.reading import Check, Feed, read_batches
+from dpm_ppl.inference.sources import (
     Resident,
     Source,
     described,
     is_source,
-    read_batches,
     require_enough,
     require_numbers,
     require_one_length,
@@ -50,6 +49,9 @@ class Batches(Protocol):
     @property
     def description(self) -> str:
         """What the data are, in a line that tells them from others."""
+
+    def over(self, spread: Spread) -> Self:
+        """The same for devices: what an iteration reads is whole on each, or handed out in their parts."""
 
     def feed(self, stop: int) -> AbstractContextManager[Feed]:
         """What `draw` reads, by iteration, up to iteration `stop`."""
@@ -96,6 +98,10 @@ class ArrayBatches:
         """Dtype, shape and hash of each array."""
         return described(self.source)
 
+    def over(self, spread: Spread) -> Self:
+        """The arrays on every device."""
+        return replace(self, source=spread.put(self.source))
+
     def feed(self, stop: int) -> AbstractContextManager[Feed]:
         """The arrays."""
         return nullcontext(lambda iteration: self.source)
@@ -140,6 +146,10 @@ class FreshBatches:
         """The distribution's type and event shape."""
         return f"{type(self.distribution).__name__} of event shape {list(self.distribution.event_shape)}"
 
+    def over(self, spread: Spread) -> Self:
+        """Each device draws its part of a batch: nothing is to be put there."""
+        return self
+
     def feed(self, stop: int) -> AbstractContextManager[Feed]:
         """Nothing is read."""
         return nullcontext(lambda iteration: None)
@@ -162,7 +172,7 @@ def batches_of(data: Any, *, batch_size: int, key: Array) -> Batches:
 
     Args:
         data: Array of shape (num_data, *event), a tuple or dictionary of such, a NumPyro distribution of batch shape
-            (), or what is read as it is needed (see `dpm_ppl.inference.fitting.sources.read_batches`).
+            (), or what is read as it is needed (see `dpm_ppl.inference.fitting.reading.read_batches`).
         batch_size: Number of data in a batch.
         key: Random key.
 

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
@@ -23,15 +24,16 @@ from tqdm import tqdm
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.handlers import Weight, subsample_steps
 from dpm_ppl.inference.arguments import require_flags
+from dpm_ppl.inference.devices import ALONE, Spread, spread_over
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.metrics import Metrics
 from dpm_ppl.inference.fitting.prepare import Prepared, prepare
-from dpm_ppl.inference.fitting.sources import Resident, Source
 from dpm_ppl.inference.fitting.starts import fit_starts, scores, start_key
 from dpm_ppl.inference.fitting.validation import Validated, describe, nothing_validated, validator
 from dpm_ppl.inference.fitting.watch import Watch
+from dpm_ppl.inference.sources import Resident, Source
 
 _FIRST_END = "num_iterations of the default optimizer"
 
@@ -93,6 +95,7 @@ def fit(
     every: int = 1000,
     patience: int | None = None,
     callback: Callable[[Fit], Any] | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
     fingerprint: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
@@ -100,7 +103,7 @@ def fit(
     """Fits a program to data by stochastic variational inference on the bound K.
 
     The batch and the noise of an iteration depend on the key and the iteration alone: on one machine the result is the
-    same bit for bit wherever a fit was interrupted and resumed; on a GPU, as far as XLA's kernels are deterministic.
+    same bit for bit wherever a fit was cut and resumed; on a GPU, as far as XLA's kernels are deterministic.
 
     A program with a latent variable or a prior beside its plate of data needs that plate in full,
     `numpyro.plate("data", num_data, subsample_size=len(x0))`: it gets the batch as its subsample, and the right scale.
@@ -112,7 +115,7 @@ def fit(
         data: All data, shape (num_data, *event), finite, of which batches are drawn epoch by epoch without
             replacement; a tuple or dictionary of arrays of one length, such as data and what is given beside them; or a
             NumPyro distribution, of which every batch is drawn anew. A memory-mapped array, whatever else has a length
-            and an index, and an iterable of batches are read as they are needed (see `sources.read_batches`).
+            and an index, and an iterable of batches are read as they are needed (see `reading.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
         num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`. The best is
@@ -137,19 +140,19 @@ def fit(
         frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
             batch_size equal to num_data the objective is then one deterministic function of the parameters, as in the
             paper.
-        checkpoint_every: Seconds between checkpoints. One is also saved at the end, on Ctrl-C, and before a non-finite
-            loss.
+        checkpoint_every: Seconds between checkpoints; there is one at the end too, on Ctrl-C, and before a bad loss.
         num_checkpoints: How many of the newest are kept.
         validation: Data of the same kind, in memory or with an index, that are kept out of the fit: the averaged
             parameters are evaluated on all of them now and then, on the same noise, and the best of them kept.
         every: Iterations between validations, and between calls of `callback`; both come at the end too.
         patience: End the fit after so many validations that are no better than the best.
         callback: Called with the fit so far.
+        mesh: Devices that each batch is split over, by default all that JAX sees; parameters, and data in memory, are
+            on every one. A run may be continued on others.
         progress: Whether to show a progress bar, with the bound in bits per datum, averaged over the last tenth.
         fingerprint: What else tells this run from another, such as a name and a seed; JSON. Kept in `run.json`, and
             compared.
-        files: What else to keep in run_dir, such as the program's source: contents by relative path, written before
-            the first iteration of this call.
+        files: What else to write into run_dir before the first iteration, such as the program: contents by path.
 
     Returns:
         Parameters and losses, of the best start.
@@ -200,6 +203,7 @@ class _Options:
     every: int
     patience: int | None
     callback: Callable[[Fit], Any] | None
+    mesh: Mesh | None
     progress: bool
     fingerprint: Mapping[str, Any] | None
     files: Mapping[str, bytes] | None
@@ -234,13 +238,14 @@ class _Options:
             )
         if self.resume and self.run_dir is None:
             raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
-        with_one = {"run_dir": self.run_dir, "patience": self.patience, "callback": self.callback}
+        with_one = {name: getattr(self, name) for name in ("run_dir", "patience", "callback", "mesh")}
         if self.num_starts > 1 and (given := [name for name, value in with_one.items() if value is not None]):
             raise ValueError(
                 f"Expected no `{given[0]}` with several starts, which are compared once, at their end; got num_starts="
                 f"{self.num_starts}. Give it to a fit of the best one's key: fit(key=result.key, {given[0]}=...)."
             )
         object.__setattr__(self, "loss", TraceMeanField_ELBO() if self.loss is None else self.loss)
+        spread_over(self.mesh)
 
     def settings(self, batches: Batches, ends: list[int]) -> dict[str, Any]:
         """What a run must keep to be continued exactly; JSON. `ends` is where the default optimiser's rate is 0."""
@@ -297,12 +302,14 @@ def _run(options: _Options) -> Fit:
     prepared = prepare(sampled_model, sampled_guide, batches, options.args, params=options.params, **given)
     if options.num_starts > 1:
         return _best_of(options, prepared, batches)
+    spread = spread_over(options.mesh)
+    batches = batches.over(spread)
     svi, carry, keep, metrics = prepared.svi, start(prepared.svi, prepared.state), None, None
     done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
     if path is not None:
         settings = {**options.settings(batches, ends), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
-        information: dict[str, Any] = {"num_iterations": options.num_iterations}
+        information: dict[str, Any] = {"num_iterations": options.num_iterations, "num_devices": spread.num}
         if options.validation is not None:
             information["validation"] = describe(options.validation, options.batch_size)
         done = _restored(path, done, options.key, options.num_iterations, validation=information.get("validation"))
@@ -315,10 +322,10 @@ def _run(options: _Options) -> Fit:
         runs.write_run(path, settings, information=information)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
         metrics = Metrics(path, done.position)
-    callback = options.callback
+    done, callback = replace(done, carry=spread.put(done.carry)), options.callback
     watch = Watch(
         every=options.every,
-        validate=_validate(options, prepared, noise_key),
+        validate=_validate(options, prepared, spread, noise_key),
         patience=options.patience,
         callback=None if callback is None else lambda done: callback(_so_far(svi, done, options.key)),
         metrics=metrics,
@@ -332,6 +339,7 @@ def _run(options: _Options) -> Fit:
                 normaliser=prepared.normaliser,
                 ema_decay=options.ema_decay,
                 frozen_noise=options.frozen_noise,
+                spread=spread,
             )
         with batches.feed(options.num_iterations) as feed:
             done = advance(
@@ -350,7 +358,7 @@ def _run(options: _Options) -> Fit:
 
 def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
     """The best of several starts."""
-    validate = _validate(options, prepared, jax.random.split(options.key, 3)[2])
+    validate = _validate(options, prepared, ALONE, jax.random.split(options.key, 3)[2])
     starts = fit_starts(
         *(prepared, batches, options.args),
         key=options.key,
@@ -392,11 +400,12 @@ def _so_far(svi: SVI, done: Done, key: Array, start_losses: np.ndarray | None = 
     )
 
 
-def _validate(options: _Options, prepared: Prepared, key: Array) -> Callable[[Any, Any], float] | None:
+def _validate(options: _Options, prepared: Prepared, spread: Spread, key: Array) -> Callable[[Any, Any], float] | None:
     """What a fit is validated by, tried before it begins; None without validation data."""
     if options.validation is None:
         return None
-    validate = validator(prepared, options.validation, options.args, batch_size=options.batch_size, key=key)
+    given: dict[str, Any] = {"batch_size": options.batch_size, "key": key, "spread": spread}
+    validate = validator(prepared, options.validation, options.args, **given)
     try:
         validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
     except Exception as error:

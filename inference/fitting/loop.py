@@ -17,9 +17,10 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
+from dpm_ppl.inference.devices import ALONE, Spread
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches
-from dpm_ppl.inference.fitting.sources import Feed
+from dpm_ppl.inference.fitting.reading import Feed
 from dpm_ppl.inference.fitting.validation import Validated
 
 LONGEST_CHUNK = 4096
@@ -78,6 +79,7 @@ def iteration(
     normaliser: int,
     ema_decay: float,
     frozen_noise: bool,
+    spread: Spread = ALONE,
 ) -> Iteration:
     """One iteration, as a function of the batches' source, its number, the carry, and what batches carry.
 
@@ -85,7 +87,8 @@ def iteration(
     """
 
     def iterate(source: Any, i: Array, carry: Carry, carried: Any) -> tuple[Carry, Any, Array]:
-        carried, x0, indices = batches.draw(source, i, carried)
+        carried, *batch = batches.draw(source, i, carried)
+        x0, indices = spread.constrained(batch)
         noise = key if frozen_noise else jax.random.fold_in(key, i)
         state, loss = svi.update(SVIState(carry.optim_state, carry.mutable_state, noise), (x0, indices), *args)
         decay = jnp.minimum(ema_decay, (1 + i.astype(float)) / (10 + i))
@@ -106,6 +109,7 @@ def compile_loop(
     normaliser: int,
     ema_decay: float,
     frozen_noise: bool,
+    spread: Spread,
 ) -> Loop:
     """Compiles an iteration, once for chunks of every length: with one executable, it does not matter where chunks end.
 
@@ -118,13 +122,19 @@ def compile_loop(
         normaliser: Number of data that a loss adds up.
         ema_decay: Decay of the average; in iteration i it is at most (1 + i) / (10 + i).
         frozen_noise: Whether every iteration sees the same noise.
+        spread: The devices that a batch is split over; `carry` is whole on each.
 
     Returns:
         `loop(feed, carry, start, stop)`, which does iterations start, ..., stop - 1 (counted from 0), at most
         LONGEST_CHUNK. The carry that it is given stays whole.
     """
     iterate = iteration(
-        svi, batches, args, normaliser=normaliser, ema_decay=ema_decay, frozen_noise=frozen_noise, key=key
+        *(svi, batches, args),
+        key=key,
+        normaliser=normaliser,
+        ema_decay=ema_decay,
+        frozen_noise=frozen_noise,
+        spread=spread,
     )
 
     def begin(source: Any, carry: Carry, start: Array) -> tuple[Chunk, Any]:
@@ -147,16 +157,18 @@ def compile_loop(
 
     first = jnp.asarray(0, jnp.int32)
     if batches.resident and not _one_by_one():
-        compiled = jax.jit(loop).lower(batches.source, carry, first, first).compile()
+        compiled = jax.jit(loop, out_shardings=spread.whole).lower(batches.source, carry, first, first).compile()
         return lambda feed, carry, start, stop: compiled(
             feed(start), carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
         )
     opening: Any = begin
     stepping: Any = step
     if not _interpreted():  # under which there is nothing to compile ahead
-        at = jax.eval_shape(begin, batches.source, carry, first)
-        opening = jax.jit(begin).lower(batches.source, carry, first).compile()
-        stepping = jax.jit(step, donate_argnums=0).lower(at, batches.source, first).compile()
+        opening = jax.jit(begin, out_shardings=spread.whole).lower(batches.source, carry, first).compile()
+        at = spread.shapes(jax.eval_shape(begin, batches.source, carry, first))
+        stepping = (
+            jax.jit(step, donate_argnums=0, out_shardings=spread.whole).lower(at, batches.source, first).compile()
+        )
 
     def dispatched(feed: Feed, carry: Carry, start: int, stop: int) -> Chunk:
         first = jnp.asarray(start, jnp.int32)

@@ -20,8 +20,8 @@ from numpyro.primitives import Messenger
 from dpm_ppl.diffusion import ONE_ARRAY, require_data, require_within
 from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches
+from dpm_ppl.inference.fitting.reading import Check
 from dpm_ppl.inference.fitting.runs import kinds
-from dpm_ppl.inference.fitting.sources import Check
 from dpm_ppl.kernels.kernel import Kernel, widened
 from dpm_ppl.programs import called
 

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax import Array
 
+from dpm_ppl.inference.devices import Spread
 from dpm_ppl.inference.fitting.prepare import Prepared
-from dpm_ppl.inference.fitting.sources import Resident, Source, described, in_order, indexable, num_rows
+from dpm_ppl.inference.sources import Resident, Source, described, in_order, indexable, num_rows
 
 
 class Validated(NamedTuple):
@@ -51,7 +52,7 @@ def describe(data: Resident | Source, batch_size: int) -> str:
 
 
 def validator(
-    prepared: Prepared, data: Resident | Source, args: tuple[Any, ...], *, batch_size: int, key: Array
+    prepared: Prepared, data: Resident | Source, args: tuple[Any, ...], *, batch_size: int, key: Array, spread: Spread
 ) -> Callable[[Any, Any], float]:
     """What a fit is validated by.
 
@@ -61,6 +62,7 @@ def validator(
         args: Further arguments of the program.
         batch_size: How many data are evaluated at once; the rest together.
         key: Random key of the noise, the same each time.
+        spread: The devices.
 
     Returns:
         The loss in nats per datum, averaged over the part, of unconstrained parameters and NumPyro's mutable state, or
@@ -72,14 +74,15 @@ def validator(
     @jax.jit
     def evaluate(average: Any, mutable_state: Any, key: Array, batch: tuple[Any, Array]) -> Array:
         values = {**svi.constrain_fn(average), **(mutable_state or {})}
-        return svi.loss.loss(key, values, svi.model, svi.guide, batch, *args)
+        return svi.loss.loss(key, values, svi.model, svi.guide, spread.constrained(batch), *args)
 
     def loss(average: Any, mutable_state: Any) -> float:
         total, num_data = 0.0, 0
         for place, (x0, indices) in enumerate(in_order(data, batch_size)):
             prepared.require_states(x0)
             size = len(indices)
-            value = evaluate(average, mutable_state, jax.random.fold_in(key, place), (x0, indices))
+            batch = spread.put_split((x0, indices))
+            value = evaluate(average, mutable_state, jax.random.fold_in(key, place), batch)
             total, num_data = total + size * float(value) / adds_up(size), num_data + size
         return math.inf if math.isnan(total) else total / num_data
 

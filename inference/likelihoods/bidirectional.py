@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
+from dpm_ppl.inference.devices import spread_over
 from dpm_ppl.inference.likelihoods.likelihood import Likelihood, log_likelihood, log_mean_exp
 from dpm_ppl.inference.likelihoods.weights import raise_for_terms, reverse_weights, run_in_blocks
 from dpm_ppl.inference.units import in_both_units, mean_and_error
@@ -93,6 +95,7 @@ def sandwich(
     num_particles: int,
     block_size: int | None = None,
     context: Any = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Sandwich:
     """Two-sided bounds on the model's log likelihood of data simulated from it, never of data that are given.
@@ -107,9 +110,10 @@ def sandwich(
         key: Random key.
         num_data: Data to simulate.
         num_particles: Trajectories in each bound.
-        block_size: Trajectories at a time, by default as many as fit in 1 GiB.
+        block_size: Trajectories at a time, by default as many as fit in 1 GiB of each device.
         context: What a definition of one argument is of, one for each datum to simulate: an array or a pytree whose
             leaves begin with num_data.
+        mesh: Devices that trajectories are split over, by default all that JAX sees.
         progress: Whether to show a progress bar, where it takes more than a second.
 
     Returns:
@@ -124,6 +128,7 @@ def sandwich(
         2019.
     """
     require_key(key)
+    spread = spread_over(mesh)
     context = jax.tree.map(jnp.asarray, context)
     built = instantiate(definition, params, context=context)
     num_data = require_count("num_data", num_data)
@@ -132,7 +137,7 @@ def sandwich(
     reverse_key, forward_key = jax.random.split(key)
     _, blocks = run_in_blocks(
         reverse_weights,
-        *(definition, dict(params), context, reverse_key),
+        *(definition, *spread.put((dict(params), context, reverse_key))),
         num_items=num_data,
         block_size=block_size,
         numbers_per_item=math.prod(built.event_shape),
@@ -141,6 +146,7 @@ def sandwich(
         description="simulated data",
         progress=progress,
         check=raise_for_terms(num_data, built.num_steps),
+        spread=spread,
     )
     x0 = np.concatenate([b["x0"] for b in blocks])[:num_data]
     own = np.concatenate([b["log_weight"].astype(np.float64) + b["lost"] for b in blocks])[:num_data]
@@ -152,6 +158,7 @@ def sandwich(
         num_particles=num_particles,
         block_size=block_size,
         context=context,
+        mesh=mesh,
         progress=progress,
     )
     return Sandwich(x0, forward, own)

@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from numpyro.distributions import kl_divergence
 from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition, Diffusion
-from dpm_ppl.inference.arguments import given_beside
+from dpm_ppl.inference.devices import spread_over
+from dpm_ppl.inference.given import given
 from dpm_ppl.inference.likelihoods.entropy import entropy
+from dpm_ppl.inference.sources import Indexed
 from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms, step_number
 from dpm_ppl.programs import instantiate
@@ -110,13 +113,14 @@ class Bound:
 
 def bound(
     definition: Definition,
-    x0: ArrayLike,
+    x0: ArrayLike | Indexed,
     *,
     params: Mapping[str, Any],
     key: Array,
     num_samples: int = 1,
     block_size: int | None = None,
     context: Any = None,
+    mesh: Mesh | None = None,
 ) -> Bound:
     """Lower bound on the log likelihood, term by term, every step of every datum evaluated.
 
@@ -126,13 +130,15 @@ def bound(
     Args:
         definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
             function given, so pass the same one, not a new lambda, to call this often.
-        x0: Data, shape (num_data, *event).
+        x0: Data, shape (num_data, *event); a memory-mapped array, or whatever has a length and an index, is read block
+            by block.
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
         num_samples: Samples of x^t for each datum and step.
         block_size: Data evaluated at a time, by default as many as fit comfortably; the draws do not depend on it.
         context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
-            with num_data.
+            with num_data; arrays or sources, as x0.
+        mesh: Devices that data are split over, by default all that JAX sees.
 
     Returns:
         The terms, in nats per datum.
@@ -144,14 +150,17 @@ def bound(
     Source: Sohl-Dickstein et al. 2015, eq. 14 and app. B, and the same without its replacement of cross-entropies.
     """
     require_key(key)
-    built, x0, context = given_beside(definition, params, x0, context)
+    spread = spread_over(mesh)
+    data = given(definition, params, x0, context)
     num_samples = require_count("num_samples", num_samples)
-    num_data, num_dimensions = len(x0), math.prod(built.event_shape)
+    built, num_data = data.built, data.num_data
+    num_dimensions = math.prod(built.event_shape)
     if block_size is None:
         width = num_samples * num_dimensions
-        block_size = max(1, min(2**16 // width, 2**26 // (width * built.num_steps)))
+        block_size = max(1, min(2**16 // width, 2**26 // (width * built.num_steps))) * spread.num
     num_blocks = math.ceil(num_data / require_count("block_size", block_size))
-    block_size = math.ceil(num_data / num_blocks)
+    block_size = spread.multiple(math.ceil(num_data / num_blocks))
+    replicated = spread.put(dict(params))
     keys = jax.random.split(key, num_data)
     blocks = []
     for start in tqdm(
@@ -160,9 +169,9 @@ def bound(
         rows = np.minimum(
             np.arange(start, start + block_size), num_data - 1
         )  # the last block is filled up: one compilation
-        beside = jax.tree.map(lambda leaf, rows=rows: leaf[rows], context)
-        given = (dict(params), x0[rows], keys[rows], beside)
-        blocks.append(jax.device_get(bound_terms(definition, *given, num_samples=num_samples)))
+        x0, beside = data.rows(rows)
+        block = spread.put_split((x0, keys[rows], beside))
+        blocks.append(jax.device_get(bound_terms(definition, replicated, *block, num_samples=num_samples)))
     terms = {name: jnp.concatenate([block[name] for block in blocks])[:num_data] for name in blocks[0]}
     for name in ("elbo_variance", "entropy_last"):
         terms.setdefault(name, unknown(terms["L_null"]))

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from scipy.special import log_softmax, softmax, stdtrit
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.diffusion import Definition
-from dpm_ppl.inference.arguments import given_beside
+from dpm_ppl.inference.devices import spread_over
+from dpm_ppl.inference.given import given
 from dpm_ppl.inference.likelihoods.weights import forward_weights, raise_for_terms, run_in_blocks
 from dpm_ppl.inference.psis import GOOD_KHAT, psis
 from dpm_ppl.inference.records import arviz, dims_of, is_arviz_1, record, variable, write
+from dpm_ppl.inference.sources import Indexed
 from dpm_ppl.inference.units import error_text, mean_and_error
 
 
@@ -198,7 +201,7 @@ class Likelihood:
 
 def log_likelihood(
     definition: Definition,
-    x0: ArrayLike,
+    x0: ArrayLike | Indexed,
     *,
     params: Mapping[str, Any],
     key: Array,
@@ -206,26 +209,30 @@ def log_likelihood(
     block_size: int | None = None,
     num_trajectories: int = 0,
     context: Any = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Likelihood:
     """Log likelihood of each datum by importance sampling over forward trajectories.
 
     The weights are summed while the chain runs, with compensation for rounding, so that memory does not grow with T and
     float32 is good to 1e-2 nats at T = 10,000; rates beta_t under 1e-6 cost more, as a state's own rounding then shows.
-    Each datum and particle has a random key of its own: blocks do not change the result.
+    Each datum and particle has a random key of its own: blocks do not change the result, nor do devices, but for
+    rounding.
 
     Args:
         definition: A program's `diffusion`: declares parameters and returns the record. Compiled once for each
             function given.
-        x0: Data, shape (num_data, *event).
+        x0: Data, shape (num_data, *event); a memory-mapped array, or whatever has a length and an index, is read a part
+            at a time.
         params: Parameters by name, as `SVI.get_params` gives them.
         key: Random key.
         num_particles: Trajectories of each datum. k-hat needs 30 or more, and hundreds to mean much.
-        block_size: Trajectories at a time, over data and particles, by default as many as fit in 1 GiB.
+        block_size: Trajectories at a time, over data and particles, by default as many as fit in 1 GiB of each device.
         num_trajectories: Particles of which the trajectories are kept, the first of each datum; they take memory for
             all T.
         context: What a definition of one argument is of, one for each datum: an array or a pytree whose leaves begin
-            with num_data.
+            with num_data; arrays or sources, as x0.
+        mesh: Devices that trajectories are split over, by default all that JAX sees; data and parameters are on each.
         progress: Whether to show a progress bar, where it takes more than a second.
 
     Returns:
@@ -239,37 +246,48 @@ def log_likelihood(
     Source: Sohl-Dickstein et al. 2015, eq. 9; Neal 2001.
     """
     require_key(key)
-    built, x0, context = given_beside(definition, params, x0, context)
+    spread = spread_over(mesh)
+    data = given(definition, params, x0, context)
     num_particles = require_count("num_particles", num_particles)
     num_trajectories = require_count("num_trajectories", num_trajectories, at_least=0)
     if num_trajectories > num_particles:
         raise ValueError(f"Expected `num_trajectories` to be at most {num_particles=}; got {num_trajectories}.")
-    num_data, num_numbers = len(x0), math.prod(built.event_shape)
+    replicated, replicated_key = spread.put((dict(params), key))
 
-    def run(num: int, *, keep: bool) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-        return run_in_blocks(
+    def run(part: tuple[int, Array, Any], num: int, *, keep: bool) -> list[dict[str, np.ndarray]]:
+        first, x0, context = part
+        num_data, num_steps = len(x0), data.built.num_steps
+        _, blocks = run_in_blocks(
             forward_weights,
-            *(definition, dict(params), x0, context, key),
+            *(definition, replicated, *spread.put((x0, context)), replicated_key),
             num_items=num * num_data,
             block_size=block_size,
-            numbers_per_item=num_numbers * (built.num_steps if keep else 1),
-            num_steps=built.num_steps,
-            options={"num_data": num_data, "keep": keep},
+            numbers_per_item=math.prod(data.built.event_shape) * (num_steps if keep else 1),
+            num_steps=num_steps,
+            options={"num_data": num_data, "first": np.uint32(first), "keep": keep},
             description="trajectories" if keep else "log likelihood",
             progress=progress,
-            check=raise_for_terms(num_data, built.num_steps),
+            check=raise_for_terms(num_data, num_steps, first=first),
+            spread=spread,
         )
+        return blocks
 
-    _, blocks = run(num_particles, keep=False)
-    size = num_particles * num_data
-    log_weight = np.concatenate([b["log_weight"].astype(np.float64) + b["lost"] for b in blocks])[:size]
-    cross_entropy = np.sum([b["reverse_cross_entropy"].astype(np.float64) for b in blocks], 0) / size
-    trajectories = None
-    if num_trajectories:
-        _, blocks = run(num_trajectories, keep=True)
-        kept = np.concatenate([b["trajectory"] for b in blocks])[: num_trajectories * num_data]
-        trajectories = kept.reshape(num_trajectories, num_data, *kept.shape[1:])
-    return Likelihood(log_weight.reshape(num_particles, num_data), cross_entropy, trajectories)
+    log_weight, cross_entropy, trajectories = [], [], []
+    for part in data.parts():
+        num_data = len(part[1])
+        blocks = run(part, num_particles, keep=False)
+        weights = np.concatenate([b["log_weight"].astype(np.float64) + b["lost"] for b in blocks])
+        log_weight.append(weights[: num_particles * num_data].reshape(num_particles, num_data))
+        cross_entropy += [b["reverse_cross_entropy"].astype(np.float64) for b in blocks]
+        if num_trajectories:
+            blocks = run(part, num_trajectories, keep=True)
+            kept = np.concatenate([b["trajectory"] for b in blocks])[: num_trajectories * num_data]
+            trajectories.append(kept.reshape(num_trajectories, num_data, *kept.shape[1:]))
+    return Likelihood(
+        np.concatenate(log_weight, 1),
+        np.sum(cross_entropy, 0) / (num_particles * data.num_data),
+        np.concatenate(trajectories, 1) if trajectories else None,
+    )
 
 
 def log_mean_exp(log_weight: np.ndarray, *, axis: int = 0) -> np.ndarray:

@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
+from dpm_ppl.inference.devices import ALONE, Spread
 from dpm_ppl.kernels.kernel import is_concrete, step_number
 from dpm_ppl.programs import instantiate
 
@@ -39,6 +41,7 @@ def forward_weights(
     real: Array,
     *,
     num_data: int,
+    first: ArrayLike = 0,
     keep: bool = False,
 ) -> dict[str, Array]:
     """Log weights of a block of forward trajectories, particle by particle and in each datum by datum.
@@ -48,10 +51,11 @@ def forward_weights(
         params: Parameters by name.
         x0: All data, shape (num_data, *event).
         context: Context of each, leaves of shape (num_data, ...); or None.
-        key: Random key; trajectory i of the result depends on it and on index[i] alone.
+        key: Random key; trajectory i of the result depends on it, on its datum and on its particle alone.
         index: Trajectories to run, particle * num_data + datum, shape (size,).
         real: Which of them count in the sums over the block, shape (size,).
         num_data: Number of data.
+        first: What the first of them is called: its number among others.
         keep: Whether to return the trajectories too, which takes memory for all T states.
 
     Returns:
@@ -63,7 +67,7 @@ def forward_weights(
     context = jax.tree.map(lambda leaf: leaf[index % num_data], context)
     built = instantiate(definition, params, context=context)
     kernel = built.kernel
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i % num_data), i // num_data))(index)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, first + i % num_data), i // num_data))(index)
     x0 = x0[index % num_data]
 
     def onward(x: Array, t: Array | np.ndarray) -> tuple[Array, Array]:
@@ -164,7 +168,9 @@ def _result(total: Total) -> dict[str, Array]:
     return dict(zip(("log_weight", "lost", "bad_step"), total, strict=True))
 
 
-def raise_for_terms(num_data: int, num_steps: int) -> Callable[[np.ndarray, dict[str, np.ndarray]], None]:
+def raise_for_terms(
+    num_data: int, num_steps: int, *, first: int = 0
+) -> Callable[[np.ndarray, dict[str, np.ndarray]], None]:
     """What raises, after a block, a ValueError that names the datum and the step of a term that is NaN or +inf."""
 
     def check(index: np.ndarray, results: dict[str, np.ndarray]) -> None:
@@ -172,15 +178,15 @@ def raise_for_terms(num_data: int, num_steps: int) -> Callable[[np.ndarray, dict
         if not len(wrong):
             return
         t = int(results["bad_step"][wrong[0]])
-        particle, datum = divmod(int(index[wrong[0]]), num_data)
+        particle, row = divmod(int(index[wrong[0]]), num_data)
         term, step = f"log p(x^{t - 1}|x^{t}) - log q(x^{t}|x^{t - 1})", f"step t = {t}"
         if t > num_steps:
             term, step = f"log pi(x^{num_steps})", f"the last state, t = {num_steps}"
         raise ValueError(
             f"Expected log weights that are numbers; got NaN or +inf in {len(np.unique(index[wrong]))} of "
-            f"{len(np.unique(index))} trajectories, first at {step} of datum {datum} (particle {particle}), in {term}. "
-            "A reverse step with a scale of zero, or one that overflows, does that: give its scale a floor, or look at "
-            "it there."
+            f"{len(np.unique(index))} trajectories, first at {step} of datum {first + row} (particle {particle}), in "
+            f"{term}. A reverse step with a scale of zero, or one that overflows, does that: give its scale a floor, "
+            "or look at it there."
         )
 
     return check
@@ -200,6 +206,7 @@ def run_in_blocks(
     description: str,
     progress: bool,
     check: Callable[[np.ndarray, dict[str, np.ndarray]], None],
+    spread: Spread = ALONE,
 ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
     """Calls a jitted function on every item of range(num_items), a block at a time.
 
@@ -216,6 +223,7 @@ def run_in_blocks(
         description: What the bar says.
         progress: Whether to show it.
         check: Called with the index and the results of each block when it is done, to raise.
+        spread: The devices that items are split over.
 
     Returns:
         The index of each block, shape (num_blocks, block_size), in which the last block repeats the last item, and its
@@ -228,17 +236,19 @@ def run_in_blocks(
     if block_size is not None:
         block_size = require_count("block_size", block_size)
     numbers = 2**15 if jax.default_backend() == "cpu" else 2**18  # a processor's cache; an accelerator wants more
-    size = block_size or max(1, min(numbers // numbers_per_item, max(2**12, 2**11 * numbers // num_steps)))
-    index, real = _split(num_items, size)
-    while block_size is None and index.shape[1] > 1:
-        memory = block.lower(*args, index[0], real[0], **options).compile().memory_analysis()  # type: ignore[attr-defined]
+    size = max(1, min(numbers // numbers_per_item, max(2**12, 2**11 * numbers // num_steps))) * spread.num
+    index, real = _split(num_items, block_size or size, spread.num)
+    while block_size is None and index.shape[1] > spread.num:
+        first = spread.put_split((index[0], real[0]))
+        memory = block.lower(*args, *first, **options).compile().memory_analysis()  # type: ignore[attr-defined]
         if memory is None or memory.temp_size_in_bytes <= _MEMORY:
             break
-        index, real = _split(num_items, max(1, int(0.9 * index.shape[1] * _MEMORY / memory.temp_size_in_bytes)))
+        size = max(1, int(0.9 * index.shape[1] * _MEMORY / memory.temp_size_in_bytes))
+        index, real = _split(num_items, size, spread.num)
     results = []
     with tqdm(total=num_items, desc=description, unit="particle", delay=1, leave=False, disable=not progress) as bar:
         for items, counted in zip(index, real, strict=True):
-            results.append(jax.device_get(block(*args, items, counted, **options)))
+            results.append(jax.device_get(block(*args, *spread.put_split((items, counted)), **options)))
             if not all(map(is_concrete, jax.tree.leaves(results[-1]))):
                 raise TypeError(
                     f"Expected the {description} outside of jax.vmap, jit and grad, as they run in blocks whose values "
@@ -250,8 +260,12 @@ def run_in_blocks(
     return index, results
 
 
-def _split(num_items: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of one size, at most `size`: index, and which items are real, each of shape (num_blocks, block_size)."""
+def _split(num_items: int, size: int, num_devices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of one size: index, and which items are real, each of shape (num_blocks, block_size).
+
+    The size is at most `size`, but for what makes it a multiple of the number of devices.
+    """
     num_blocks = math.ceil(num_items / size)
-    items = np.arange(num_blocks * math.ceil(num_items / num_blocks)).reshape(num_blocks, -1)
+    size = math.ceil(num_items / num_blocks / num_devices) * num_devices
+    items = np.arange(num_blocks * size).reshape(num_blocks, -1)
     return np.minimum(items, num_items - 1).astype(np.uint32), items < num_items

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count, require_key
+from dpm_ppl.inference.devices import ALONE, Spread, spread_over
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target
 from dpm_ppl.inference.posteriors.pilots import best, candidates, lacks_derivative, require_suited
 from dpm_ppl.inference.posteriors.posterior import Posterior
@@ -35,6 +37,7 @@ def smc(
     num_particles: int,
     twist: Twist | type[Twist] | None = None,
     threshold: float = 0.5,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Posterior]:
     r"""The posterior of a chain's datum given all that the program observes, p(x) r(x) / Z.
 
@@ -56,6 +59,9 @@ def smc(
             `unguided()`; of bits and letters `widened()`, `tempered()` and `unguided()`; `tempered()` and `unguided()`
             where the kernel lacks closed forms (a warning says so). `Posterior.twist` says which.
         threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
+        mesh: Devices that particles are split over, by default all that JAX sees; parameters and observations are on
+            each. Resampling is that of one device, over all particles: the result is the same but for rounding, which
+            can turn a draw that falls between two particles.
 
     Returns:
         A function of (key, *args), args being those of the program, to a `Posterior`. It is compiled once for each
@@ -83,7 +89,7 @@ def smc(
     num_particles = require_count("num_particles", num_particles, at_least=2)
     if not 0 <= threshold <= 1:
         raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
-    params = dict(params)
+    params, spread = dict(params), spread_over(mesh)
     twist = twist() if isinstance(twist, type) else twist
     if twist is not None and not all(callable(getattr(twist, name, None)) for name in ("start", "at", "last")):
         raise TypeError(f"Expected `twist` to be an object such as widened(), with start, at and last; got {twist!r}.")
@@ -93,7 +99,7 @@ def smc(
         conditioned = Conditioned(lambda: model(*args), site, params)
         some = conditioned.target(jax.tree.map(jnp.zeros_like, jax.eval_shape(conditioned.latents, key)))
         twists = candidates(some) if twist is None else (require_suited(twist, some),)
-        swarm = Swarm(conditioned, twists, threshold)
+        swarm = Swarm(conditioned, twists, threshold, spread)
         if len(twists) == 1:
             return swarm.run(key, num_particles)
         pilot_key, key = jax.random.split(key)
@@ -103,7 +109,8 @@ def smc(
         require_key(key)
         Conditioned(lambda: model(*args), site, params).check()
         try:
-            posterior = compiled(key, params, *args)
+            placed: Any = spread.put((key, params, *args))
+            posterior = compiled(*placed)
         except (NotImplementedError, ValueError) as error:
             if not lacks_derivative(error):
                 raise
@@ -140,17 +147,19 @@ class Swarm:
         conditioned: The program.
         twists: The twists.
         threshold: Particles are resampled where their effective sample size falls below this share of them.
+        spread: The devices: each moves its part of the particles, and has the weights and ancestors of all.
     """
 
     conditioned: Conditioned
     twists: Sequence[Twist]
     threshold: float
+    spread: Spread = ALONE
 
     def run(self, key: Array, num: int, which: ArrayLike = 0) -> Posterior:
         """The posterior by `num` particles under twist number `which`, which may be traced."""
         last_key, *keys = jax.random.split(key, 3)
         latent_keys, start_keys = jax.random.split(keys[0], (2, num))
-        latents = jax.vmap(self.conditioned.latents)(latent_keys)
+        latents = self.spread.constrained(jax.vmap(self.conditioned.latents)(latent_keys))
         one = self.conditioned.target(jax.tree.map(lambda leaf: leaf[0], latents))
         num_steps = one.diffusion.num_steps
 
@@ -183,12 +192,12 @@ class Swarm:
 
         def move(cloud: Cloud, steps: Step, key: Array) -> tuple[Cloud, Any]:
             steps = positive(steps)
-            cloud, diagnosis = arrive(cloud, steps.log_r)
+            cloud, diagnosis = arrive(cloud, steps.log_r, spread=self.spread)
             keys = jax.random.split(key, num + 1)
-            cloud, steps, resampled = resample(cloud, steps, key=keys[0], threshold=self.threshold)
-            return draw(cloud, steps, keys=keys[1:]), (diagnosis, resampled)
+            cloud, steps, resampled = resample(cloud, steps, key=keys[0], threshold=self.threshold, spread=self.spread)
+            return draw(cloud, steps, keys=keys[1:], spread=self.spread), (diagnosis, resampled)
 
-        x, log_weight = choose(start, start_keys, latents)
+        x, log_weight = self.spread.constrained(choose(start, start_keys, latents))
         cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
         cloud, trail = jax.lax.scan(
             lambda cloud, at: choose(back, cloud, *at),
@@ -197,7 +206,8 @@ class Swarm:
             reverse=True,
         )
         cloud, final = choose(last, cloud, last_key)
-        cloud, diagnosis = arrive(cloud, jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents))
+        log_r = jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents)
+        cloud, diagnosis = arrive(cloud, log_r, spread=self.spread)
         names = tuple(map(repr, self.twists))
         return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail, twist=jnp.asarray(which), twists=names)
 
@@ -249,9 +259,9 @@ def positive(steps: Step) -> Step:
     return steps._replace(log_r=jnp.where(steps.log_r == -jnp.inf, lowest, steps.log_r))
 
 
-def arrive(cloud: Cloud, log_r: Array) -> tuple[Cloud, Diagnosis]:
+def arrive(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> tuple[Cloud, Diagnosis]:
     """Weighs the particles by r_t, which completes w = p r_t / (q r_(t+1)); and says how even the weights are."""
-    log_weight = cloud.log_weight + log_r
+    log_weight = spread.gathered(cloud.log_weight + log_r)
     nan = jnp.isnan(log_weight) | (log_weight == jnp.inf)
     log_weight = jnp.where(nan, -jnp.inf, log_weight)
     num = len(log_weight)
@@ -263,32 +273,36 @@ def arrive(cloud: Cloud, log_r: Array) -> tuple[Cloud, Diagnosis]:
     return cloud._replace(log_weight=log_weight), diagnosis
 
 
-def resample(cloud: Cloud, steps: Step, *, key: Array, threshold: float) -> tuple[Cloud, Step, Array]:
+def resample(
+    cloud: Cloud, steps: Step, *, key: Array, threshold: float, spread: Spread = ALONE
+) -> tuple[Cloud, Step, Array]:
     """Draws particles in proportion to their weights where few of them count; else leaves them.
 
     Independently of each other: only so does their ancestry tell the error of the evidence (Lee and Whiteley 2018).
+    Over devices every one draws the same rows, of all, and particles travel only where they are drawn.
     """
     num = len(cloud.log_weight)
     share = jax.nn.softmax(cloud.log_weight)
     needed = 1 / jnp.sum(share**2) < threshold * num
     rows = jnp.where(needed, multinomial(share, key, num), jnp.arange(num))
-    x, latents, eve, steps = jax.tree.map(lambda leaf: leaf[rows], (cloud.x, cloud.latents, cloud.eve, steps))
+    x, latents, steps = spread.taken(rows, (cloud.x, cloud.latents, steps), where=needed)
     log_mean = jax.nn.logsumexp(cloud.log_weight) - jnp.log(num)
     resampled = Cloud(
         x,
         latents,
         jnp.where(needed, 0.0, cloud.log_weight),
         cloud.log_evidence + jnp.where(needed, log_mean, 0.0),
-        eve,
+        cloud.eve[rows],
         cloud.num_resampled + needed,
     )
     return resampled, steps, needed
 
 
-def draw(cloud: Cloud, steps: Step, *, keys: Array) -> Cloud:
+def draw(cloud: Cloud, steps: Step, *, keys: Array, spread: Spread = ALONE) -> Cloud:
     """Moves every particle a step back, each by its own key, and weighs it by p / (q r_t)."""
     x, log_ratio = jax.vmap(lambda move, key: move.draw(key))(steps.move, keys)
-    return cloud._replace(x=x, log_weight=cloud.log_weight + log_ratio - steps.log_r)
+    x, log_weight = spread.constrained((x, cloud.log_weight + log_ratio - steps.log_r))
+    return cloud._replace(x=x, log_weight=log_weight)
 
 
 def finish(

@@ -1,9 +1,11 @@
 """Kills a fit (kill -9) at random moments, resumes it each time, and compares the end with an uninterrupted one's.
 
 Half of the moments are counted from the call of `fit`, which compiles first; half from the session's first checkpoint.
-Run as `python tests/benchmarks/kill_resume.py [seed]`; takes a few minutes.
+With `--mapped` its data are a memory-mapped file, read beside the iterations. Run as
+`python tests/benchmarks/kill_resume.py [seed] [--mapped] [--iterations 15000]`; takes a few minutes.
 """
 
+import argparse
 import random
 import re
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,20 +23,19 @@ from dpm_ppl.inference import fit
 from dpm_ppl.models import swiss_roll_2015
 
 NUM_KILLS = 10
-NUM_ITERATIONS = 15_000
 BEGUN = "begun"
 
 
-def run(run_dir: Path) -> None:
+def run(run_dir: Path, num_iterations: int, file: Path | None) -> None:
     """One session, in a process of its own: begins, or continues, to the end, and leaves the parameters as bytes."""
-    data = swiss_roll_2015.data().sample(jax.random.key(1), (1000,))
+    data: Any = swiss_roll_2015.data().sample(jax.random.key(1), (1000,)) if file is None else np.load(file, "r")
     print(BEGUN, flush=True)
     result = fit(
         swiss_roll_2015.model,
         swiss_roll_2015.guide,
         data,
         key=jax.random.key(0),
-        num_iterations=NUM_ITERATIONS,
+        num_iterations=num_iterations,
         batch_size=128,
         run_dir=run_dir,
         resume=True,
@@ -44,9 +46,11 @@ def run(run_dir: Path) -> None:
     np.savez(run_dir / "end.npz", *(np.asarray(leaf) for leaf in leaves))
 
 
-def session(run_dir: Path) -> subprocess.Popen[str]:
+def session(run_dir: Path, num_iterations: int, file: Path | None) -> subprocess.Popen[str]:
     """Starts one, and returns when its fit is called."""
-    process = subprocess.Popen([sys.executable, __file__, "--run", str(run_dir)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, "--run", str(run_dir), "--iterations", str(num_iterations)]
+    command += [] if file is None else ["--file", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == BEGUN
     return process
@@ -70,24 +74,26 @@ def end(run_dir: Path) -> list[np.ndarray] | None:
         return [leaves[name] for name in leaves.files]
 
 
-def main(seed: int) -> None:
+def main(seed: int, num_iterations: int, *, mapped: bool) -> None:
     """Kills and compares."""
     print(describe())
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder, "whole")
+        whole, file = Path(folder, "whole"), Path(folder, "data.npy") if mapped else None
+        if file is not None:
+            np.save(file, swiss_roll_2015.data().sample(jax.random.key(1), (1000,)))
         begun = time.perf_counter()
-        assert session(whole).wait() == 0
+        assert session(whole, num_iterations, file).wait() == 0
         seconds = time.perf_counter() - begun
         expected = end(whole)
         assert expected is not None
-        print(f"uninterrupted: {seconds:.1f} s for {NUM_ITERATIONS} iterations")
+        print(f"uninterrupted: {seconds:.1f} s for {num_iterations} iterations")
 
         kills, during_saves, compared = 0, 0, []
         run_dir = Path(folder, "killed")
         while kills < NUM_KILLS or end(run_dir) is None:
             before, before_half = positions(run_dir), half_written(run_dir)
-            process = session(run_dir)
+            process = session(run_dir, num_iterations, file)
             if kills < NUM_KILLS:
                 if kills % 2:
                     while process.poll() is None and positions(run_dir) == before:
@@ -117,7 +123,8 @@ def main(seed: int) -> None:
             "identical": all(compared),
             "fits_compared": len(compared),
             "kills_during_a_save": during_saves,
-            "num_iterations": NUM_ITERATIONS,
+            "num_iterations": num_iterations,
+            "mapped": mapped,
             "uninterrupted_s": round(seconds, 1),
             "seed": seed,
         }
@@ -125,7 +132,14 @@ def main(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run"]:
-        run(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--mapped", action="store_true")
+    parser.add_argument("--iterations", type=int, default=15_000)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--file", type=Path)
+    options = parser.parse_args()
+    if options.run:
+        run(options.run, options.iterations, options.file)
     else:
-        main(int(sys.argv[1]) if sys.argv[1:] else 0)
+        main(options.seed, options.iterations, mapped=options.mapped)

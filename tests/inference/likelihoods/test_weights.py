@@ -55,7 +55,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
         call = weights.tqdm
         patch.setattr(weights, "tqdm", lambda **options: sizes.append(options["total"]) or call(**options))
         split = weights._split
-        patch.setattr(weights, "_split", lambda num, size: sizes.append(size) or split(num, size))
+        patch.setattr(weights, "_split", lambda num, size, devices: sizes.append(size) or split(num, size, devices))
         np.testing.assert_allclose(run(imperfect(), X0, 50).log_weight, whole.log_weight, rtol=1e-10)
         assert sizes[-2] < 300
 

@@ -1,4 +1,4 @@
-"""Data that are read as they are needed."""
+"""Batches that are read as they are needed."""
 
 import threading
 
@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.inference.fitting import sources
+from dpm_ppl.inference.fitting import reading
 from tests.inference.fitting.test_fits import DATA, KEY, small
 
 OPTIONS = {"num_iterations": 12, "batch_size": 16, "optimizer": optax.adam(1e-2)}
@@ -79,7 +79,7 @@ def test_batches_made_elsewhere_begin_anew_each_epoch(tmp_path):
     small(data=Epochs(), **{**cut, "num_iterations": 6})
     resumed = small(data=Epochs(), resume=True, **cut)
     np.testing.assert_array_equal(resumed.losses, whole.losses)
-    read = sources.read_batches(Epochs(), batch_size=16, key=None)
+    read = reading.read_batches(Epochs(), batch_size=16, key=None)
     with read.feed(9) as feed:
         for i in (0, 1, 6, 2):
             np.testing.assert_array_equal(feed(i)[0], np.asarray(DATA[16 * (i % 4) :][:16]))
@@ -106,7 +106,7 @@ class Shuffled(Epochs):
 
 
 def test_memory_that_is_used_again_is_read_before():
-    read = sources.read_batches(OneBuffer(), batch_size=16, key=None)
+    read = reading.read_batches(OneBuffer(), batch_size=16, key=None)
     with read.feed(4) as feed:
         batches = [feed(i)[0] for i in range(4)]
     np.testing.assert_array_equal(np.concatenate(batches), DATA)
@@ -124,7 +124,7 @@ def test_a_source_may_give_parts(rows):
         parts = {"x0": array.tolist(), "c": (3 * array).tolist()}
         return parts if rows is dict else tuple(parts.values())
 
-    read = sources.read_batches(Rows(spoil=give), batch_size=16, key=jax.random.key(0))
+    read = reading.read_batches(Rows(spoil=give), batch_size=16, key=jax.random.key(0))
     batch, indices = read.source
     x0, c = (batch["x0"], batch["c"]) if rows is dict else batch
     np.testing.assert_array_equal(x0, DATA[np.asarray(indices)])
@@ -132,7 +132,7 @@ def test_a_source_may_give_parts(rows):
 
 
 def test_sources_beside_arrays_stay_together():
-    read = sources.read_batches({"x0": Rows(), "c": 3 * DATA}, batch_size=16, key=jax.random.key(7))
+    read = reading.read_batches({"x0": Rows(), "c": 3 * DATA}, batch_size=16, key=jax.random.key(7))
     with read.feed(4) as feed:
         for i in range(4):
             batch, indices = feed(i)
@@ -161,7 +161,7 @@ class Shrinking(Rows):
         (Rows(spoil=lambda rows, indices: rows[1:]), ValueError, r"each of 16 indices; got shape \(15, 1\)"),
         (Rows(spoil=lambda rows, indices: rows if 0 in indices else rows[:, [0, 0]]), ValueError, "like the first"),
         (Rows(np.array(["a"] * 64)), TypeError, "numeric array"),
-        (Shrinking(), ValueError, "source of 64 data, as when the fit began; Shrinking now has 63"),
+        (Shrinking(), ValueError, "source of 64 data, as at first; Shrinking now has 63"),
         (Rows(DATA[:10]), ValueError, "at most the number of data, 10; got 16"),
         ((Rows(), Rows(DATA[:40])), ValueError, r"arrays of one length.*got \{0: 64, 1: 40\}"),
         (Epochs(24), ValueError, r"batches of 16 data.*batch 1 has shape \(24, 1\)"),
@@ -172,7 +172,7 @@ class Shrinking(Rows):
 )
 def test_bad_sources(data, error, message):
     def read_all():
-        batches = sources.read_batches(data, batch_size=16, key=jax.random.key(7))
+        batches = reading.read_batches(data, batch_size=16, key=jax.random.key(7))
         with batches.feed(8) as feed:
             for i in range(8):
                 feed(i)
@@ -189,7 +189,7 @@ def test_values_that_come_later_are_held_against_the_support_too():
         return dpm.Diffusion(kernel, lambda x, t: dpm.outputs.residual_bernoulli(kernel, x, t, logits[t - 2]))
 
     bits_model, bits_guide = dpm.single_chain(definition)
-    first = sources.read_batches(Rows(), batch_size=16, key=jax.random.split(KEY, 3)[1]).source[1]
+    first = reading.read_batches(Rows(), batch_size=16, key=jax.random.split(KEY, 3)[1]).source[1]
     bad = int(np.setdiff1d(np.arange(64), np.asarray(first))[0])
     bits = np.where(np.arange(64)[:, None] == bad, 2, np.arange(64)[:, None] % 2)
     with pytest.raises(ValueError, match="support of the kernel's states.* from 0 to 2"):
