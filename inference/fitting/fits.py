@@ -121,10 +121,8 @@ def fit(
         num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`. The best is
             returned: by `validation`, or its losses' last tenth. `fit(key=result.key, run_dir=...)` makes it again.
         batch_size: Number of data in a batch.
-        num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
-            all.
-        weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound,
-            of the same terms (see `dpm_ppl.subsample_steps`).
+        num_steps_sampled: Steps per datum whose terms estimate the bound (`dpm_ppl.subsample_steps`); None sums all.
+        weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound.
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
             `learning_rate` to 0 over num_iterations along a cosine, and again over those that a resumed run adds.
         learning_rate: First rate of the default optimiser, positive.
@@ -137,9 +135,8 @@ def fit(
             Hutter 2017, a warm restart).
         clip_norm: Largest norm of the gradient per datum; None does not clip.
         ema_decay: Decay of the moving average of the unconstrained parameters, in [0, 1); at most (1 + i) / (10 + i).
-        frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
-            batch_size equal to num_data the objective is then one deterministic function of the parameters, as in the
-            paper.
+        frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; of all
+            data in one batch the objective is then a deterministic function of the parameters, as in the paper.
         checkpoint_every: Seconds between checkpoints; there is one at the end too, on Ctrl-C, and before a bad loss.
         num_checkpoints: How many of the newest are kept.
         validation: Data of the same kind, in memory or with an index, that are kept out of the fit: the averaged
