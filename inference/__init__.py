@@ -27,6 +27,7 @@ from dpm_ppl.inference.likelihoods import (
     sandwich,
 )
 from dpm_ppl.inference.posteriors import (
+    Moves,
     Posterior,
     averaged,
     constant,
@@ -51,6 +52,7 @@ __all__ = [
     "Finding",
     "Fit",
     "Likelihood",
+    "Moves",
     "NonFiniteLossError",
     "Posterior",
     "Report",

@@ -37,9 +37,11 @@ class Posterior:
         ess: Kish's effective sample size of the weights of x^t before any resampling, t = 0..T, shape (T + 1,).
         tail: The largest log weights at each t, from which `khat` is taken, shape (T + 1, tail).
         num_ancestors: How many particles of the start have descendants with a weight at t, shape (T + 1,); where few
-            are left, latent variables and far-back states are known from few draws.
+            are left, far-back states are known from few draws, and so are latent variables that are not moved.
         num_nan: Weights that were NaN or +inf at t, shape (T + 1,); they count as zero.
         resampled: Whether the particles were resampled at t, shape (T + 1,).
+        acceptance: Share of the moves of latent variables that were taken, by kind: `last`, `each`, `paths`, as `Moves`
+            names them; only those that there were.
         twist: Which of `twists` the particles were guided by.
         twists: Names of the twists that were tried.
     """
@@ -54,6 +56,7 @@ class Posterior:
     num_ancestors: Array
     num_nan: Array
     resampled: Array
+    acceptance: dict[str, Array] = field(default_factory=dict)
     twist: Array | int = 0
     twists: tuple[str, ...] = field(default=(), metadata={"static": True})
 
@@ -65,11 +68,12 @@ class Posterior:
         error = error_text(row["log_evidence_nats_se"], 3)
         guided = f", guided by {self.twists[int(self.twist)]}" if self.twists else ""
         khat = f"k-hat {row['khat']:.2f}, largest {row['largest_khat']:.2f}"
+        moved = "".join(f"; {share:.0%} of moves taken ({kind})" for kind, share in self.acceptance.items())
         return (
             f"Posterior: {self.num_particles:,} particles of shape {self.samples.shape[1:]}{guided}\n"
             f"  log evidence {row['log_evidence_nats']:.3f} {error} nats\n"
             f"  {row['ess']:,.0f} effective, least {row['least_ess']:,.0f}; {khat}; "
-            f"{row['num_ancestors']:,} ancestors\n"
+            f"{row['num_ancestors']:,} ancestors{moved}\n"
             f"  {self.verdict()}"
         )
 
@@ -206,8 +210,9 @@ class Posterior:
             weighted, as ArviZ's functions expect, being particles resampled systematically. They are in the particles'
             order, so that a particle's copies stand together, as do its kin: ArviZ's effective sample sizes and
             standard errors, which go by autocorrelation, see them. `particles`, the weighted ones, of dims (particle,
-            ...), with `log_weight`, which is in `sample_stats` too. `steps`, of dims (t,), t = 0..T, with `ess`,
-            `khat`, `num_ancestors`, `num_nan` and `resampled`. `evidence`, with `log_evidence` and `log_evidence_se`.
+            ...), with `log_weight`, which is in `sample_stats` too, beside `acceptance_rate_` of each kind of move.
+            `steps`, of dims (t,), t = 0..T, with `ess`, `khat`, `num_ancestors`, `num_nan` and `resampled`.
+            `evidence`, with `log_evidence` and `log_evidence_se`.
             And `observed_data`, where it was given. Of a batch each variable has the dim `datum` (after `draw`,
             `particle` or `t`), and with `chains` all but `observed_data` have `chain` in front. Each says its units,
             and a latent variable the name that it has in the program: here a slash is a point, and one that is called
@@ -300,6 +305,10 @@ def _groups(
         "num_nan": of("t", posterior.num_nan, "weights that are NaN and count as zero", "particles"),
         "resampled": of("t", posterior.resampled, "whether the particles were resampled", "1"),
     }
+    rates = {
+        f"acceptance_rate_{kind}": of("", share, f"share of moves of latent variables that were taken, {kind}", "1")
+        for kind, share in posterior.acceptance.items()
+    }
     evidence = {
         "log_evidence": of("", posterior.log_evidence, "log Z of p(x) r(x)", "nats"),
         "log_evidence_se": of("", posterior.log_evidence_se, "standard error of `log_evidence`", "nats"),
@@ -308,7 +317,7 @@ def _groups(
     equal = xr.Dataset(drawn, {**chain, "draw": np.arange(x.shape[num_batch]), **datum})
     groups = {
         "posterior": equal if chains else equal.expand_dims(chain=[0]),
-        "sample_stats": xr.Dataset({"log_weight": log_weight}, particle),
+        "sample_stats": xr.Dataset({"log_weight": log_weight, **rates}, particle),
         "particles": xr.Dataset({**weighted, **latents("particle", posterior.latents)}, particle),
         "steps": xr.Dataset(steps, {**chain, "t": np.arange(num_steps), **datum}),
         "evidence": xr.Dataset(evidence, {**chain, **datum}),

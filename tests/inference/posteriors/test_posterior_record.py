@@ -35,6 +35,7 @@ def made(num_particles: int = NUM, *, batch: tuple[int, ...] = (), scale: float 
         num_ancestors=jnp.asarray(RNG.integers(1, num_particles, (*batch, NUM_STEPS + 1))),
         num_nan=jnp.zeros((*batch, NUM_STEPS + 1), int),
         resampled=jnp.asarray(RNG.random((*batch, NUM_STEPS + 1)) < 0.5),
+        acceptance={"last": jnp.asarray(RNG.random(batch))},
         twist=jnp.zeros(batch, int),
     )
 
@@ -88,6 +89,7 @@ def test_every_number_is_there_with_its_units():
     assert list(steps["t"].values) == list(range(NUM_STEPS + 1))
     for name in ("ess", "khat", "num_ancestors", "num_nan", "resampled"):
         np.testing.assert_array_equal(steps[name], getattr(posterior, name))
+    assert found["sample_stats"]["acceptance_rate_last"].item() == posterior.acceptance["last"]
     for name in ("log_evidence", "log_evidence_se"):
         assert found["evidence"][name].item() == getattr(posterior, name)
         assert found["evidence"][name].attrs["units"] == "nats"
