@@ -180,7 +180,7 @@ def _require_own_context(x: Array, back: Any, event_shape: tuple[int, ...]) -> N
         raise ValueError(
             f"Expected a context for each of the chain's states, of batch shape {batch}; with the one given the "
             f"reverse step has batch shape {came}: data would see the contexts of others. Put the chain into a plate "
-            "of the contexts' size; a posterior is of one datum and its own context, and of several by jax.vmap over both."
+            "of the contexts' size; a posterior is of one datum beside its own, and of several by jax.vmap over both."
         )
 
 

@@ -193,6 +193,7 @@ class Posterior:
         key: Array | None = None,
         num: int | None = None,
         observed: Mapping[str, ArrayLike] | None = None,
+        context: Mapping[str, ArrayLike] | None = None,
         chains: bool = False,
     ) -> Any:
         """A posterior as ArviZ's `InferenceData` (0.23) or `xarray.DataTree` (1.x): the same groups, names and units.
@@ -202,6 +203,8 @@ class Posterior:
             num: Number of draws; by default that of the particles.
             observed: What was observed, to be kept beside: arrays by name, each of the shape (*event) of a datum, with
                 the batch of data in front where there is one.
+            context: What each datum was given beside, to be kept as well: arrays by name, of any shape, with the batch
+                of data in front where there is one.
             chains: Whether the first axis of the batch is runs by keys of their own, as of `jax.vmap(run, (0, None))`:
                 these are then chains, which ArviZ sets against each other (`r_hat`). Each counts the same.
 
@@ -212,17 +215,17 @@ class Posterior:
             standard errors, which go by autocorrelation, see them. `particles`, the weighted ones, of dims (particle,
             ...), with `log_weight`, which is in `sample_stats` too, beside `acceptance_rate_` of each kind of move.
             `steps`, of dims (t,), t = 0..T, with `ess`, `khat`, `num_ancestors`, `num_nan` and `resampled`.
-            `evidence`, with `log_evidence` and `log_evidence_se`.
-            And `observed_data`, where it was given. Of a batch each variable has the dim `datum` (after `draw`,
-            `particle` or `t`), and with `chains` all but `observed_data` have `chain` in front. Each says its units,
-            and a latent variable the name that it has in the program: here a slash is a point, and one that is called
-            as a dimension or as another variable has an underscore behind it.
+            `evidence`, with `log_evidence` and `log_evidence_se`. And `observed_data` and `constant_data`, the context,
+            where they were given. Of a batch each variable has the dim `datum` (after `draw`, `particle` or `t`), and
+            with `chains` all but these two have `chain` in front. Each says its units, and a latent variable the name
+            that it has in the program: here a slash is a point, and one that is called as a dimension or as another
+            variable has an underscore behind it.
 
         Raises:
             ValueError: the posterior is of a batch of more than one axis, beside that of `chains`; num is less than 1;
-                something observed is of another shape.
+                something observed is of another shape, or a context not of each datum.
         """
-        return record(_groups(self, key, num, observed or {}, chains=chains), about=_ABOUT)
+        return record(_groups(self, key, num, observed or {}, context or {}, chains=chains), about=_ABOUT)
 
     def save(
         self,
@@ -231,6 +234,7 @@ class Posterior:
         key: Array | None = None,
         num: int | None = None,
         observed: Mapping[str, ArrayLike] | None = None,
+        context: Mapping[str, ArrayLike] | None = None,
         chains: bool = False,
     ) -> Path:
         """Writes a posterior as netCDF, all of it or nothing; ArviZ of either version or xarray opens it.
@@ -240,6 +244,7 @@ class Posterior:
             key: As in `to_arviz`, and so are the others.
             num: Number of draws.
             observed: What was observed.
+            context: What was given.
             chains: Whether the first axis of the batch is runs.
 
         Returns:
@@ -249,7 +254,7 @@ class Posterior:
             OSError: it cannot be written; a file that was there is as it was.
             ValueError: as in `to_arviz`.
         """
-        return write(path, _groups(self, key, num, observed or {}, chains=chains), about=_ABOUT)
+        return write(path, _groups(self, key, num, observed or {}, context or {}, chains=chains), about=_ABOUT)
 
 
 _ABOUT = {"title": "Posterior of a diffusion model by sequential Monte Carlo", "inference_library": "dpm_ppl"}
@@ -258,7 +263,13 @@ _OURS = ("x", "log_weight", "chain", "draw", "particle", "datum", "t")
 
 
 def _groups(
-    posterior: Posterior, key: Array | None, num: int | None, observed: Mapping[str, ArrayLike], *, chains: bool
+    posterior: Posterior,
+    key: Array | None,
+    num: int | None,
+    observed: Mapping[str, ArrayLike],
+    context: Mapping[str, ArrayLike],
+    *,
+    chains: bool,
 ) -> dict[str, Any]:
     """The data sets of `to_arviz`, by group."""
     import xarray as xr
@@ -326,7 +337,22 @@ def _groups(
         groups["observed_data"] = xr.Dataset(
             _observed(observed, datum, posterior.samples.shape[num_batch + 1 :]), datum
         )
+    if context:
+        groups["constant_data"] = xr.Dataset(_given(context, datum), datum)
     return groups
+
+
+def _given(context: Mapping[str, ArrayLike], datum: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A context as variables, of shape (*datum, ...)."""
+    batch = tuple(map(len, datum.values()))
+    for name, value in context.items():
+        if np.shape(value)[: len(batch)] != batch:
+            raise ValueError(f"Expected a context {name!r} for each of {batch} data; got shape {np.shape(value)}.")
+    num_dims = {name: np.ndim(value) - len(batch) for name, value in context.items()}
+    return {
+        new: variable((*datum, *dims_of(new, num_dims[name])), context[name], f"the context {name}", "1")
+        for name, new in free_names(num_dims, taken=["chain", "draw", "datum"]).items()
+    }
 
 
 def _observed(
