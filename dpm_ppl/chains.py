@@ -203,6 +203,8 @@ class ReverseChain(_Chain):
         last_key, key = jax.random.split(key)
         last = self.kernel.stationary().sample(last_key, sample_shape)
         keys = jax.random.split(key, num_steps - 1)
+        if self.diffusion.context is not None and num_steps > 1:
+            _require_own_context(last, jax.eval_shape(step, last, (jnp.asarray(2), key))[0], self.diffusion.event_shape)
         _, rest = jax.lax.scan(step, last, (jnp.arange(2, num_steps + 1), keys), reverse=True)
         return jnp.moveaxis(jnp.concatenate([rest, last[None]]), 0, last.ndim - len(self.diffusion.event_shape))
 
@@ -222,6 +224,17 @@ def _promote(chain: _Chain) -> _Chain:
     own = chain.batch_shape[len(chain.batch_shape) - chain.num_own :]
     promoted._batch_shape = jnp.shape(chain.stack) + own
     return promoted
+
+
+def _require_own_context(x: Array, back: Any, event_shape: tuple[int, ...]) -> None:
+    """Raises ValueError where a step beside a context is of another batch than the states."""
+    if back.shape != x.shape:
+        batch, came = (each.shape[: len(each.shape) - len(event_shape)] for each in (x, back))
+        raise ValueError(
+            f"Expected a context for each of the chain's states, of batch shape {batch}; with the one given the "
+            f"reverse step has batch shape {came}: data would see the contexts of others. Put the chain into a plate "
+            "of the contexts' size; a posterior is of one datum beside its own, and of several by jax.vmap over both."
+        )
 
 
 def reverse_states(

@@ -29,6 +29,7 @@ from dpm_ppl.inference.likelihoods import (
     sandwich,
 )
 from dpm_ppl.inference.posteriors import (
+    Moves,
     Posterior,
     averaged,
     constant,
@@ -53,6 +54,7 @@ __all__ = [
     "Finding",
     "Fit",
     "Likelihood",
+    "Moves",
     "NonFiniteLossError",
     "Posterior",
     "Report",

@@ -71,7 +71,8 @@ def posterior(
         }
         figures = report(each, about=about)
         known = np.broadcast_to(observed.known, observed.y.shape)
-        batch.save(directory / "posterior.nc", observed={"y": observed.y, "known": known})
+        beside = None if given is None else parts.by_name(given)
+        batch.save(directory / "posterior.nc", observed={"y": observed.y, "known": known}, context=beside)
         write_json(directory / "posterior.json", figures)
         typer.echo(table(figures))
 

@@ -46,6 +46,11 @@ class Conditioned:
         trace, _ = self._run(key=key)
         return {name: site["value"] for name, site in trace.items() if is_latent(site)}
 
+    def laws(self, latents: Latents) -> dict[str, dist.Distribution]:
+        """The prior of each of them, those that it depends on being given."""
+        trace, _ = self._run(latents=latents)
+        return {name: trace[name]["fn"] for name in latents}
+
     def target(self, latents: Latents) -> "Target":
         """The diffusion and r, the other latent variables being given."""
         trace, chain = self._run(latents=latents)

@@ -20,6 +20,7 @@ from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Targ
 from dpm_ppl.inference.posteriors.pilots import best, candidates, lacks_derivative, require_suited
 from dpm_ppl.inference.posteriors.posterior import Posterior
 from dpm_ppl.inference.posteriors.proposals import Move
+from dpm_ppl.inference.posteriors.rejuvenation import AT_THE_END, Moves, Rejuvenation, leg
 from dpm_ppl.inference.posteriors.resampling import multinomial
 from dpm_ppl.inference.posteriors.twists import Twist
 from dpm_ppl.inference.posteriors.verdict import problems
@@ -37,6 +38,7 @@ def smc(
     num_particles: int,
     twist: Twist | type[Twist] | None = None,
     threshold: float = 0.5,
+    moves: Moves | None = AT_THE_END,
     mesh: Mesh | None = None,
 ) -> Callable[..., Posterior]:
     r"""The posterior of a chain's datum given all that the program observes, p(x) r(x) / Z.
@@ -45,8 +47,9 @@ def smc(
     exactly where the program observes `Delta(x0)`, with `.mask(mask)` in part, and the rest is drawn given it.
 
     Latent variables declared before the chain, such as a class or an unknown noise scale, are drawn from their prior
-    with each particle when it starts and kept: `Posterior.latents`. They are not moved afterwards, so that where the
-    observations say much about them few values survive; `Posterior.num_ancestors` tells.
+    with each particle when it starts: `Posterior.latents`. Where the observations say much about them few values
+    survive (`Posterior.num_ancestors` tells), so that they are moved as well, by Metropolis' rule, which leaves target,
+    weights and evidence alone: at the end, those that enter r alone, as a noise scale does. `moves` may ask for more.
 
     Args:
         model: The program, of one datum. It declares the chain by `reverse_chain(site, ...)`, latent, in no plate.
@@ -59,6 +62,8 @@ def smc(
             `unguided()`; of bits and letters `widened()`, `tempered()` and `unguided()`; `tempered()` and `unguided()`
             where the kernel lacks closed forms (a warning says so). `Posterior.twist` says which.
         threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
+        moves: How often latent variables are moved, by default ten times at the end; None for never.
+            `Posterior.acceptance` says how many moves were taken.
         mesh: Devices that particles are split over, by default all that JAX sees; parameters and observations are on
             each. Resampling is that of one device, over all particles: the result is the same but for rounding, which
             can turn a draw that falls between two particles.
@@ -78,11 +83,11 @@ def smc(
         Under `jax.vmap` and `jax.jit` values cannot be looked at: there `Posterior.check()` says the last two.
 
     Raises:
-        TypeError: num_particles is no integer, model no function, or twist none.
+        TypeError: num_particles is no integer, model no function, twist none, or moves no `Moves`.
         ValueError: num_particles < 2, or threshold outside [0, 1].
 
     Source: Sohl-Dickstein et al. 2015, section 2.5, whose sampler drops the weights; Wu et al. 2023; Del Moral, Doucet
-        and Jasra 2012 for resampling when needed.
+        and Jasra 2012 for resampling when needed; Gilks and Berzuini 2001 for moves.
     """
     if not callable(model):
         raise TypeError(f"Expected `model` to be a NumPyro program; got {type(model).__name__}.")
@@ -93,17 +98,20 @@ def smc(
     twist = twist() if isinstance(twist, type) else twist
     if twist is not None and not all(callable(getattr(twist, name, None)) for name in ("start", "at", "last")):
         raise TypeError(f"Expected `twist` to be an object such as widened(), with start, at and last; got {twist!r}.")
+    if not isinstance(moves, Moves | None):
+        raise TypeError(f"Expected `moves` to be a Moves, such as Moves(paths=3), or None; got {moves!r}.")
 
     @jax.jit
     def compiled(key: Array, params: dict[str, Any], *args: Any) -> Posterior:
         conditioned = Conditioned(lambda: model(*args), site, params)
         some = conditioned.target(jax.tree.map(jnp.zeros_like, jax.eval_shape(conditioned.latents, key)))
         twists = candidates(some) if twist is None else (require_suited(twist, some),)
-        swarm = Swarm(conditioned, twists, threshold, spread)
+        swarm = Swarm(conditioned, twists, threshold, Rejuvenation.of(conditioned, moves), spread)
         if len(twists) == 1:
             return swarm.run(key, num_particles)
         pilot_key, key = jax.random.split(key)
-        return swarm.run(key, num_particles, best(swarm.run, pilot_key, len(twists), num_particles))
+        pilot = replace(swarm, rejuvenation=Rejuvenation())
+        return swarm.run(key, num_particles, best(pilot.run, pilot_key, len(twists), num_particles))
 
     def run(key: Array, *args: Any) -> Posterior:
         require_key(key)
@@ -147,16 +155,19 @@ class Swarm:
         conditioned: The program.
         twists: The twists.
         threshold: Particles are resampled where their effective sample size falls below this share of them.
+        rejuvenation: What moves latent variables.
         spread: The devices: each moves its part of the particles, and has the weights and ancestors of all.
     """
 
     conditioned: Conditioned
     twists: Sequence[Twist]
     threshold: float
+    rejuvenation: Rejuvenation = Rejuvenation()
     spread: Spread = ALONE
 
     def run(self, key: Array, num: int, which: ArrayLike = 0) -> Posterior:
         """The posterior by `num` particles under twist number `which`, which may be traced."""
+        rejuvenation = self.rejuvenation
         last_key, *keys = jax.random.split(key, 3)
         latent_keys, start_keys = jax.random.split(keys[0], (2, num))
         latents = self.spread.constrained(jax.vmap(self.conditioned.latents)(latent_keys))
@@ -183,33 +194,55 @@ class Swarm:
             return drawn
 
         def back(twist: Twist, cloud: Cloud, t: Array, key: Array) -> tuple[Cloud, Any]:
-            at: Any = jax.vmap(lambda x, latents: Step(*twist.at(target(latents), x, t)))
-            return move(cloud, at(cloud.x, cloud.latents), key)
+            return move(cloud, lambda z: jax.vmap(lambda x, z: Step(*twist.at(target(z), x, t)))(cloud.x, z), t, key)
 
         def last(twist: Twist, cloud: Cloud, key: Array) -> tuple[Cloud, Any]:
-            at: Any = jax.vmap(lambda x, latents: Step(*twist.last(target(latents), x)))
-            return move(cloud, at(cloud.x, cloud.latents), key)
+            return move(cloud, lambda z: jax.vmap(lambda x, z: Step(*twist.last(target(z), x)))(cloud.x, z), None, key)
 
-        def move(cloud: Cloud, steps: Step, key: Array) -> tuple[Cloud, Any]:
-            steps = positive(steps)
+        def move(cloud: Cloud, at: Callable[[Latents], Step], t: Array | None, key: Array) -> tuple[Cloud, Any]:
+            steps = at(cloud.latents)
+            floor = lowest(steps.log_r)
+            steps = positive(steps, floor)
             cloud, diagnosis = arrive(cloud, steps.log_r, spread=self.spread)
+            # Before they are resampled: the states are the same, and the network is not run again.
+            key, latents, steps, accepted = rejuvenation.at_step(
+                key, cloud.latents, steps, lambda z: positive(at(z), floor)
+            )
             keys = jax.random.split(key, num + 1)
+            cloud = cloud._replace(latents=latents)
             cloud, steps, resampled = resample(cloud, steps, key=keys[0], threshold=self.threshold, spread=self.spread)
-            return draw(cloud, steps, keys=keys[1:], spread=self.spread), (diagnosis, resampled)
+            moved = draw(cloud, steps, keys=keys[1:], spread=self.spread)
+            if cloud.log_path is not None:
+                legs = jax.vmap(lambda z, x, to: leg(target(z), x, to, t))(cloud.latents, moved.x, cloud.x)
+                moved = moved._replace(log_path=cloud.log_path + legs)
+            return moved, ((diagnosis, resampled), accepted)
 
         x, log_weight = self.spread.constrained(choose(start, start_keys, latents))
-        cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
-        cloud, trail = jax.lax.scan(
+        cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int), None)
+        if rejuvenation.moves_paths:
+            ends = jax.vmap(lambda z, x: target(z).diffusion.kernel.stationary().log_prob(x))(latents, x)
+            cloud = cloud._replace(log_path=ends)
+        cloud, (trail, accepted) = jax.lax.scan(
             lambda cloud, at: choose(back, cloud, *at),
             cloud,
             (jnp.arange(2, num_steps + 1), jax.random.split(keys[1], num_steps - 1)),
             reverse=True,
         )
-        cloud, final = choose(last, cloud, last_key)
+        last_key, end_key = (last_key, last_key) if rejuvenation.is_none else jax.random.split(last_key)
+        cloud, (final, accepted_last) = choose(last, cloud, last_key)
         log_r = jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents)
         cloud, diagnosis = arrive(cloud, log_r, spread=self.spread)
-        names = tuple(map(repr, self.twists))
-        return finish(cloud, [(diagnosis, jnp.zeros((), bool)), final], trail, twist=jnp.asarray(which), twists=names)
+        latents, acceptance = rejuvenation.at_end(end_key, cloud.latents, cloud.x, log_r, cloud.log_path, target)
+        if accepted is not None:
+            acceptance = {"each": (jnp.sum(accepted) + accepted_last) / num_steps, **acceptance}
+        return finish(
+            cloud._replace(latents=latents),
+            [(diagnosis, jnp.zeros((), bool)), final],
+            trail,
+            acceptance=acceptance,
+            twist=jnp.asarray(which),
+            twists=tuple(map(repr, self.twists)),
+        )
 
 
 class Cloud(NamedTuple):
@@ -222,6 +255,7 @@ class Cloud(NamedTuple):
         log_evidence: Log of the product of the mean weights so far, in nats, scalar.
         eve: Which particle of the start each descends from, shape (num_particles,).
         num_resampled: How often they were resampled.
+        log_path: log p(x^(t..T)) - log q(x^(t+1..T) | x^t) in nats, shape (num_particles,), where paths are moved.
     """
 
     x: Array
@@ -230,6 +264,7 @@ class Cloud(NamedTuple):
     log_evidence: Array
     eve: Array
     num_resampled: Array
+    log_path: Array | None
 
 
 class Step(NamedTuple):
@@ -251,12 +286,15 @@ class Diagnosis(NamedTuple):
 FORBIDDEN = 5.0  # nats below the best twist at which a particle lives on where its twist is 0: r itself is yet to come
 
 
-def positive(steps: Step) -> Step:
-    """Twists must be positive: a state that r would forbid may lead to a datum that it allows."""
-    allowed = jnp.isfinite(steps.log_r)
-    best = jnp.max(jnp.where(allowed, steps.log_r, -jnp.inf))
-    lowest = jnp.where(best > -jnp.inf, best, 0.0) - FORBIDDEN
-    return steps._replace(log_r=jnp.where(steps.log_r == -jnp.inf, lowest, steps.log_r))
+def lowest(log_r: Array) -> Array:
+    """What stands for a twist of 0: it must be positive, as a state that r forbids may lead to one that it allows."""
+    best = jnp.max(jnp.where(jnp.isfinite(log_r), log_r, -jnp.inf))
+    return jnp.where(best > -jnp.inf, best, 0.0) - FORBIDDEN
+
+
+def positive(steps: Step, floor: Array) -> Step:
+    """Steps whose twists are positive."""
+    return steps._replace(log_r=jnp.where(steps.log_r == -jnp.inf, floor, steps.log_r))
 
 
 def arrive(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> tuple[Cloud, Diagnosis]:
@@ -285,7 +323,8 @@ def resample(
     share = jax.nn.softmax(cloud.log_weight)
     needed = 1 / jnp.sum(share**2) < threshold * num
     rows = jnp.where(needed, multinomial(share, key, num), jnp.arange(num))
-    x, latents, steps = spread.taken(rows, (cloud.x, cloud.latents, steps), where=needed)
+    moved = cloud.x, cloud.latents, cloud.log_path, steps
+    x, latents, log_path, steps = spread.taken(rows, moved, where=needed)
     log_mean = jax.nn.logsumexp(cloud.log_weight) - jnp.log(num)
     resampled = Cloud(
         x,
@@ -294,6 +333,7 @@ def resample(
         cloud.log_evidence + jnp.where(needed, log_mean, 0.0),
         cloud.eve[rows],
         cloud.num_resampled + needed,
+        log_path,
     )
     return resampled, steps, needed
 
@@ -310,6 +350,7 @@ def finish(
     ends: list[tuple[Diagnosis, Array]],
     trail: tuple[Diagnosis, Array],
     *,
+    acceptance: dict[str, Array] | None = None,
     twist: Array | int = 0,
     twists: tuple[str, ...] = (),
 ) -> Posterior:
@@ -333,6 +374,7 @@ def finish(
         num_ancestors=diagnosis.num_ancestors,
         num_nan=diagnosis.num_nan,
         resampled=resampled,
+        acceptance=acceptance or {},
         twist=twist,
         twists=twists,
     )

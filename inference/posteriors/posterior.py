@@ -37,9 +37,11 @@ class Posterior:
         ess: Kish's effective sample size of the weights of x^t before any resampling, t = 0..T, shape (T + 1,).
         tail: The largest log weights at each t, from which `khat` is taken, shape (T + 1, tail).
         num_ancestors: How many particles of the start have descendants with a weight at t, shape (T + 1,); where few
-            are left, latent variables and far-back states are known from few draws.
+            are left, far-back states are known from few draws, and so are latent variables that are not moved.
         num_nan: Weights that were NaN or +inf at t, shape (T + 1,); they count as zero.
         resampled: Whether the particles were resampled at t, shape (T + 1,).
+        acceptance: Share of the moves of latent variables that were taken, by kind: `last`, `each`, `paths`, as `Moves`
+            names them; only those that there were.
         twist: Which of `twists` the particles were guided by.
         twists: Names of the twists that were tried.
     """
@@ -54,6 +56,7 @@ class Posterior:
     num_ancestors: Array
     num_nan: Array
     resampled: Array
+    acceptance: dict[str, Array] = field(default_factory=dict)
     twist: Array | int = 0
     twists: tuple[str, ...] = field(default=(), metadata={"static": True})
 
@@ -65,11 +68,12 @@ class Posterior:
         error = error_text(row["log_evidence_nats_se"], 3)
         guided = f", guided by {self.twists[int(self.twist)]}" if self.twists else ""
         khat = f"k-hat {row['khat']:.2f}, largest {row['largest_khat']:.2f}"
+        moved = "".join(f"; {share:.0%} of moves taken ({kind})" for kind, share in self.acceptance.items())
         return (
             f"Posterior: {self.num_particles:,} particles of shape {self.samples.shape[1:]}{guided}\n"
             f"  log evidence {row['log_evidence_nats']:.3f} {error} nats\n"
             f"  {row['ess']:,.0f} effective, least {row['least_ess']:,.0f}; {khat}; "
-            f"{row['num_ancestors']:,} ancestors\n"
+            f"{row['num_ancestors']:,} ancestors{moved}\n"
             f"  {self.verdict()}"
         )
 
@@ -189,6 +193,7 @@ class Posterior:
         key: Array | None = None,
         num: int | None = None,
         observed: Mapping[str, ArrayLike] | None = None,
+        context: Mapping[str, ArrayLike] | None = None,
         chains: bool = False,
     ) -> Any:
         """A posterior as ArviZ's `InferenceData` (0.23) or `xarray.DataTree` (1.x): the same groups, names and units.
@@ -198,6 +203,8 @@ class Posterior:
             num: Number of draws; by default that of the particles.
             observed: What was observed, to be kept beside: arrays by name, each of the shape (*event) of a datum, with
                 the batch of data in front where there is one.
+            context: What each datum was given beside, to be kept as well: arrays by name, of any shape, with the batch
+                of data in front where there is one.
             chains: Whether the first axis of the batch is runs by keys of their own, as of `jax.vmap(run, (0, None))`:
                 these are then chains, which ArviZ sets against each other (`r_hat`). Each counts the same.
 
@@ -206,18 +213,19 @@ class Posterior:
             weighted, as ArviZ's functions expect, being particles resampled systematically. They are in the particles'
             order, so that a particle's copies stand together, as do its kin: ArviZ's effective sample sizes and
             standard errors, which go by autocorrelation, see them. `particles`, the weighted ones, of dims (particle,
-            ...), with `log_weight`, which is in `sample_stats` too. `steps`, of dims (t,), t = 0..T, with `ess`,
-            `khat`, `num_ancestors`, `num_nan` and `resampled`. `evidence`, with `log_evidence` and `log_evidence_se`.
-            And `observed_data`, where it was given. Of a batch each variable has the dim `datum` (after `draw`,
-            `particle` or `t`), and with `chains` all but `observed_data` have `chain` in front. Each says its units,
-            and a latent variable the name that it has in the program: here a slash is a point, and one that is called
-            as a dimension or as another variable has an underscore behind it.
+            ...), with `log_weight`, which is in `sample_stats` too, beside `acceptance_rate_` of each kind of move.
+            `steps`, of dims (t,), t = 0..T, with `ess`, `khat`, `num_ancestors`, `num_nan` and `resampled`.
+            `evidence`, with `log_evidence` and `log_evidence_se`. And `observed_data` and `constant_data`, the context,
+            where they were given. Of a batch each variable has the dim `datum` (after `draw`, `particle` or `t`), and
+            with `chains` all but these two have `chain` in front. Each says its units, and a latent variable the name
+            that it has in the program: here a slash is a point, and one that is called as a dimension or as another
+            variable has an underscore behind it.
 
         Raises:
             ValueError: the posterior is of a batch of more than one axis, beside that of `chains`; num is less than 1;
-                something observed is of another shape.
+                something observed is of another shape, or a context not of each datum.
         """
-        return record(_groups(self, key, num, observed or {}, chains=chains), about=_ABOUT)
+        return record(_groups(self, key, num, observed or {}, context or {}, chains=chains), about=_ABOUT)
 
     def save(
         self,
@@ -226,6 +234,7 @@ class Posterior:
         key: Array | None = None,
         num: int | None = None,
         observed: Mapping[str, ArrayLike] | None = None,
+        context: Mapping[str, ArrayLike] | None = None,
         chains: bool = False,
     ) -> Path:
         """Writes a posterior as netCDF, all of it or nothing; ArviZ of either version or xarray opens it.
@@ -235,6 +244,7 @@ class Posterior:
             key: As in `to_arviz`, and so are the others.
             num: Number of draws.
             observed: What was observed.
+            context: What was given.
             chains: Whether the first axis of the batch is runs.
 
         Returns:
@@ -244,7 +254,7 @@ class Posterior:
             OSError: it cannot be written; a file that was there is as it was.
             ValueError: as in `to_arviz`.
         """
-        return write(path, _groups(self, key, num, observed or {}, chains=chains), about=_ABOUT)
+        return write(path, _groups(self, key, num, observed or {}, context or {}, chains=chains), about=_ABOUT)
 
 
 _ABOUT = {"title": "Posterior of a diffusion model by sequential Monte Carlo", "inference_library": "dpm_ppl"}
@@ -253,7 +263,13 @@ _OURS = ("x", "log_weight", "chain", "draw", "particle", "datum", "t")
 
 
 def _groups(
-    posterior: Posterior, key: Array | None, num: int | None, observed: Mapping[str, ArrayLike], *, chains: bool
+    posterior: Posterior,
+    key: Array | None,
+    num: int | None,
+    observed: Mapping[str, ArrayLike],
+    context: Mapping[str, ArrayLike],
+    *,
+    chains: bool,
 ) -> dict[str, Any]:
     """The data sets of `to_arviz`, by group."""
     import xarray as xr
@@ -300,6 +316,10 @@ def _groups(
         "num_nan": of("t", posterior.num_nan, "weights that are NaN and count as zero", "particles"),
         "resampled": of("t", posterior.resampled, "whether the particles were resampled", "1"),
     }
+    rates = {
+        f"acceptance_rate_{kind}": of("", share, f"share of moves of latent variables that were taken, {kind}", "1")
+        for kind, share in posterior.acceptance.items()
+    }
     evidence = {
         "log_evidence": of("", posterior.log_evidence, "log Z of p(x) r(x)", "nats"),
         "log_evidence_se": of("", posterior.log_evidence_se, "standard error of `log_evidence`", "nats"),
@@ -308,7 +328,7 @@ def _groups(
     equal = xr.Dataset(drawn, {**chain, "draw": np.arange(x.shape[num_batch]), **datum})
     groups = {
         "posterior": equal if chains else equal.expand_dims(chain=[0]),
-        "sample_stats": xr.Dataset({"log_weight": log_weight}, particle),
+        "sample_stats": xr.Dataset({"log_weight": log_weight, **rates}, particle),
         "particles": xr.Dataset({**weighted, **latents("particle", posterior.latents)}, particle),
         "steps": xr.Dataset(steps, {**chain, "t": np.arange(num_steps), **datum}),
         "evidence": xr.Dataset(evidence, {**chain, **datum}),
@@ -317,7 +337,22 @@ def _groups(
         groups["observed_data"] = xr.Dataset(
             _observed(observed, datum, posterior.samples.shape[num_batch + 1 :]), datum
         )
+    if context:
+        groups["constant_data"] = xr.Dataset(_given(context, datum), datum)
     return groups
+
+
+def _given(context: Mapping[str, ArrayLike], datum: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A context as variables, of shape (*datum, ...)."""
+    batch = tuple(map(len, datum.values()))
+    for name, value in context.items():
+        if np.shape(value)[: len(batch)] != batch:
+            raise ValueError(f"Expected a context {name!r} for each of {batch} data; got shape {np.shape(value)}.")
+    num_dims = {name: np.ndim(value) - len(batch) for name, value in context.items()}
+    return {
+        new: variable((*datum, *dims_of(new, num_dims[name])), context[name], f"the context {name}", "1")
+        for name, new in free_names(num_dims, taken=["chain", "draw", "datum"]).items()
+    }
 
 
 def _observed(

@@ -105,6 +105,10 @@ def test_a_posterior_is_beside_the_context_of_its_observation(given, monkeypatch
     done = dpm(*observe, "--context", run_dir / "c.npy", "--particles", 500)
     assert done.exit_code == 0, done.output
     rows = json.loads((run_dir / "posterior.json").read_text())["data"]
+    with xr.open_datatree(run_dir / "posterior.nc", engine="h5netcdf") as kept:
+        assert kept["constant_data"]["c"].dims == ("datum", "c_0")
+        np.testing.assert_array_equal(kept["constant_data"]["c"], c)
+        np.testing.assert_array_equal(kept["observed_data"]["y"], y)
     factor, deviation = end()
     for row, at, beside in zip(rows, y, c, strict=True):
         scale = np.sqrt(deviation**2 + 0.6**2)

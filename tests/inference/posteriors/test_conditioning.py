@@ -231,6 +231,27 @@ def test_an_r_that_is_zero_everywhere_or_nan_names_the_step():
         run(factor(lambda x: jnp.log(-jnp.abs(x[0]) - 1)), twist=None)
 
 
+def test_a_posterior_is_beside_one_context_its_own():
+    def diffusion(c):
+        def reverse(x, t, c):
+            return dist.Normal(0.8 * x + 0.1 * c, 0.5).to_event(1)
+
+        return dpm.Diffusion(dpm.GaussianKernel([0.1, 0.3, 0.6], (2,)), reverse, context=c)
+
+    def program(y, c, of_others):
+        x = dpm.reverse_chain("x", diffusion(c))
+        numpyro.sample("y", dist.Normal(x + of_others, 0.5).to_event(1), obs=y)
+
+    contexts, y = np.arange(14.0).reshape(7, 2), np.zeros(2)
+    run = smc(program, "x", params={}, num_particles=20, twist=widened())
+    with pytest.raises(ValueError, match=r"of batch shape \(\); .* batch shape \(7,\): data would see.*jax.vmap over"):
+        run(jax.random.key(0), y, contexts, 0.0)
+    with pytest.raises(ValueError, match=r"Expected the observation 'y' of shape \(7, 2\).*got \(2,\)"):
+        run(jax.random.key(0), y, contexts[0], contexts)
+    with pytest.raises(ValueError, match="particles have NaN at t = 3"):
+        run(jax.random.key(0), y, np.array([0.0, np.nan]), 0.0)
+
+
 def test_a_step_function_needs_no_gradient():
     p = run(factor(lambda x: jnp.where(x[0] > 0.7, 0.0, -jnp.inf)), twist=None)
     assert (p.samples[p.weight > 0, 0] > 0.7).all()

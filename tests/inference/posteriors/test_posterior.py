@@ -1,5 +1,7 @@
 """What a posterior says of its particles, and where it says that they failed."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,12 @@ def test_a_batch_is_taken_one_by_one():
     with pytest.raises(ValueError, match="got a batch"):
         batch.summary()
     np.testing.assert_allclose(jax.vmap(lambda p: p.mean())(batch)[1], posterior().mean() + 1, rtol=1e-12)
+
+
+def test_the_share_of_moves_that_were_taken_is_printed():
+    moved = replace(posterior(), acceptance={"last": jnp.asarray(0.4), "paths": jnp.asarray(0.07)})
+    assert "2 ancestors; 40% of moves taken (last); 7% of moves taken (paths)\n" in repr(moved)
+    assert "moves" not in repr(posterior())
 
 
 def test_draws_come_in_proportion_to_the_weights():

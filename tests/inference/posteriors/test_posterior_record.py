@@ -35,6 +35,7 @@ def made(num_particles: int = NUM, *, batch: tuple[int, ...] = (), scale: float 
         num_ancestors=jnp.asarray(RNG.integers(1, num_particles, (*batch, NUM_STEPS + 1))),
         num_nan=jnp.zeros((*batch, NUM_STEPS + 1), int),
         resampled=jnp.asarray(RNG.random((*batch, NUM_STEPS + 1)) < 0.5),
+        acceptance={"last": jnp.asarray(RNG.random(batch))},
         twist=jnp.zeros(batch, int),
     )
 
@@ -88,6 +89,7 @@ def test_every_number_is_there_with_its_units():
     assert list(steps["t"].values) == list(range(NUM_STEPS + 1))
     for name in ("ess", "khat", "num_ancestors", "num_nan", "resampled"):
         np.testing.assert_array_equal(steps[name], getattr(posterior, name))
+    assert found["sample_stats"]["acceptance_rate_last"].item() == posterior.acceptance["last"]
     for name in ("log_evidence", "log_evidence_se"):
         assert found["evidence"][name].item() == getattr(posterior, name)
         assert found["evidence"][name].attrs["units"] == "nats"
@@ -159,8 +161,13 @@ def test_latent_variables_may_be_called_as_dimensions_and_as_each_other(tmp_path
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "two"])
 def test_netcdf_gives_back_what_was_saved(batch, tmp_path):
     posterior, y = made(batch=batch), np.ones((*batch, 2), bool)
-    assert posterior.save(tmp_path / "posterior.nc", observed={"y": y}) == tmp_path / "posterior.nc"
-    opened, expected = az.from_netcdf(str(tmp_path / "posterior.nc")), posterior.to_arviz(observed={"y": y})
+    beside = {
+        "observed": {"y": y},
+        "context": {"label": RNG.integers(0, 9, batch), "datum": RNG.normal(size=(*batch, 3, 4))},
+    }
+    assert posterior.save(tmp_path / "posterior.nc", **beside) == tmp_path / "posterior.nc"
+    opened, expected = az.from_netcdf(str(tmp_path / "posterior.nc")), posterior.to_arviz(**beside)
+    np.testing.assert_array_equal(groups(opened)["constant_data"]["datum_"], beside["context"]["datum"])
     assert (
         opened.attrs["title"] == expected.attrs["title"] == "Posterior of a diffusion model by sequential Monte Carlo"
     )
@@ -192,5 +199,7 @@ def test_errors_of_the_caller_are_told():
         made(30).to_arviz(chains=True)
     with pytest.raises(ValueError, match=r"'y', of shape \(3, 2\); got \(2,\)"):
         made(batch=(3,)).to_arviz(observed={"y": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"a context 'c' for each of \(3,\) data; got shape \(2, 3\)"):
+        made(batch=(3,)).to_arviz(context={"c": np.zeros((2, 3))})
     with pytest.raises(ValueError, match="`num` to be at least 1; got 0"):
         made().to_arviz(num=0)
