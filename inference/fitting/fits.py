@@ -118,8 +118,7 @@ def fit(
         num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`. The best is
             returned: by `validation`, or its losses' last tenth. `fit(key=result.key, run_dir=...)` makes it again.
         batch_size: Number of data in a batch.
-        num_steps_sampled: Steps per datum whose terms estimate the bound (see `dpm_ppl.subsample_steps`); None sums
-            all.
+        num_steps_sampled: Steps per datum that estimate the bound (see `dpm_ppl.subsample_steps`); None sums all.
         weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound,
             of the same terms (see `dpm_ppl.subsample_steps`).
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
@@ -137,8 +136,7 @@ def fit(
         frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; with
             batch_size equal to num_data the objective is then one deterministic function of the parameters, as in the
             paper.
-        checkpoint_every: Seconds between checkpoints. One is also saved at the end, on Ctrl-C, and before a non-finite
-            loss.
+        checkpoint_every: Seconds between checkpoints; one more at the end, on Ctrl-C, and before a non-finite loss.
         num_checkpoints: How many of the newest are kept.
         validation: Data of the same kind, in memory or with an index, that are kept out of the fit: the averaged
             parameters are evaluated on all of them now and then, on the same noise, and the best of them kept.
