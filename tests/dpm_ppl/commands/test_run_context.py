@@ -122,6 +122,48 @@ def test_a_posterior_is_beside_the_context_of_its_observation(given, monkeypatch
     assert_error(dpm(*again, "--context", run_dir / "three.npy"), "for each of 2 observed data, or one for all; got 3")
 
 
+PAIRS = """class Pairs(dist.Distribution):
+    def sample(self, key, sample_shape=()):
+        e = jax.random.normal(key, (2, *sample_shape, 2))
+        c = 0.4 + e[0]
+        return {"c": c, "x0": c * jnp.array([1.0, -2.0]) + SHIFT + SCALE * e[1]}
+
+def data():
+    return Pairs()
+
+"""
+
+
+def test_a_simulator_of_pairs_goes_through_the_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr("dpm_ppl.inference.smc", partial(smc, twist=widened()))
+    program = GIVEN.replace(GIVEN[GIVEN.index("def data") : GIVEN.index("def diffusion")], PAIRS)
+    (tmp_path / "mine.py").write_text("import jax\n" + program)
+    run_dir = tmp_path / "run"
+    done = dpm("fit", tmp_path / "mine.py", "--run-dir", run_dir)
+    assert done.exit_code == 0, done.output
+    assert "on 40,000 fresh data" in done.stdout
+    assert dpm("evaluate", run_dir, "--particles", 50).exit_code == 0
+    figures = json.loads((run_dir / "evaluation.json").read_text())
+    factor, deviation = end()
+    entropy = -0.5 * (1 + np.log(2 * np.pi * deviation**2)).sum() / math.log(2)
+    assert abs(figures["estimate_bits"] - entropy) < 4 * figures["estimate_bits_se"] + 0.1
+    assert dpm("sample", run_dir, "-n", 500).exit_code == 0
+    samples = arrays_of(run_dir / "samples.npz")
+    z = (samples["x0"] - factor * (samples["c"] * [1, -2] + SHIFT)) / deviation
+    assert len(np.unique(samples["c"][:, 0])) > 100
+    assert np.abs(z.mean(0)).max() < 4 / math.sqrt(500)
+    y, c = np.array([1.0, 0.2]), np.array([[1.5, 0.3]])
+    np.save(tmp_path / "y.npy", y)
+    np.savez(tmp_path / "c.npz", c=c)
+    observe = ("posterior", run_dir, "--observe", tmp_path / "y.npy", "--noise", 0.6)
+    assert dpm(*observe, "--context", tmp_path / "c.npz", "--particles", 200).exit_code == 0
+    (row,) = json.loads((run_dir / "posterior.json").read_text())["data"]
+    scale = np.sqrt(deviation**2 + 0.6**2)
+    off = (y - factor * (c[0] * [1, -2] + SHIFT)) / scale
+    exact = -0.5 * (off**2 + np.log(2 * np.pi * scale**2)).sum()
+    assert abs(row["log_evidence_nats"] - exact) < 4.5 * row["log_evidence_nats_se"] + 1e-3
+
+
 def test_a_context_that_is_not_there_or_not_asked_for(given, run, tmp_path):
     run_dir, _ = given
     sample = ("sample", run_dir, "--out", tmp_path, "--context")
