@@ -303,7 +303,7 @@ def arrive(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> tuple[Cloud
     nan = jnp.isnan(log_weight) | (log_weight == jnp.inf)
     log_weight = jnp.where(nan, -jnp.inf, log_weight)
     num = len(log_weight)
-    share = jax.nn.softmax(log_weight)
+    share = spread.gathered(jax.nn.softmax(log_weight))
     ess = 1 / jnp.sum(share**2)
     alive = jnp.zeros(num, bool).at[cloud.eve].max(share > 0)
     tail = jax.lax.top_k(log_weight, tail_size(num) + 1)[0]
@@ -320,9 +320,9 @@ def resample(
     Over devices every one draws the same rows, of all, and particles travel only where they are drawn.
     """
     num = len(cloud.log_weight)
-    share = jax.nn.softmax(cloud.log_weight)
+    share = spread.gathered(jax.nn.softmax(cloud.log_weight))
     needed = 1 / jnp.sum(share**2) < threshold * num
-    rows = jnp.where(needed, multinomial(share, key, num), jnp.arange(num))
+    rows = spread.gathered(jnp.where(needed, multinomial(share, key, num), jnp.arange(num)))
     moved = cloud.x, cloud.latents, cloud.log_path, steps
     x, latents, log_path, steps = spread.taken(rows, moved, where=needed)
     log_mean = jax.nn.logsumexp(cloud.log_weight) - jnp.log(num)
@@ -331,7 +331,7 @@ def resample(
         latents,
         jnp.where(needed, 0.0, cloud.log_weight),
         cloud.log_evidence + jnp.where(needed, log_mean, 0.0),
-        cloud.eve[rows],
+        spread.gathered(cloud.eve[rows]),
         cloud.num_resampled + needed,
         log_path,
     )

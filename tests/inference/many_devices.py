@@ -55,8 +55,8 @@ def observed(y: Any) -> None:
     numpyro.sample("y", dist.Normal(x, 0.3).to_event(1), obs=y)
 
 
-def fitted(mesh: Any = None, data: Any = None, **options: Any) -> Any:
-    """A fit of fifty iterations, validated now and then on a number that no devices divide."""
+def fitted(mesh: Any = None, data: Any = None, num_iterations: int = 50, **options: Any) -> Any:
+    """A fit of fifty iterations or fewer, validated now and then on a number that no devices divide."""
     validation = {"c": CONTEXT[:21], "x0": DATA[:21]}
     model, guide = dpm.single_chain(diffusion)
     return fit(
@@ -64,7 +64,7 @@ def fitted(mesh: Any = None, data: Any = None, **options: Any) -> Any:
         guide,
         PARTS if data is None else data,
         key=KEY,
-        num_iterations=50,
+        num_iterations=num_iterations,
         num_steps_sampled=2,
         optimizer=optax.adam(1e-2),
         validation=validation,
@@ -136,7 +136,9 @@ def main(folder: Path) -> None:
     written = np.memmap(folder / "data", DATA.dtype, "w+", shape=DATA.shape)
     written[:] = DATA
     mapped = np.memmap(folder / "data", DATA.dtype, "r", shape=DATA.shape)
-    keep_fit("even/2", fitted(make_mesh(2), {"c": CONTEXT, "x0": mapped}, **FITS["even"]))
+    read: Any = {"data": {"c": CONTEXT, "x0": mapped}, "run_dir": folder / "run", **FITS["even"]}
+    fitted(make_mesh(2), num_iterations=20, **read)
+    keep_fit("even/2, then 8", fitted(make_mesh(8), resume=True, **read))
     keep("numbers/2", numbers(make_mesh(2)))
     texts = compiled_texts(lambda: keep_fit("even/8", fitted(**FITS["even"])))  # by default on all
     (folder / "step.txt").write_text(texts[1])

@@ -43,9 +43,9 @@ def of(arrays, name):
     return {part.removeprefix(f"{name}/"): value for part, value in arrays.items() if part.startswith(f"{name}/")}
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("even", 2), ("even", 8), ("uneven", 8)])
+@pytest.mark.parametrize(("kind", "devices"), [("even", "2, then 8"), ("even", "8"), ("uneven", "8")])
 def test_a_fit_is_the_same_on_any_number_of_devices(eight, kind, devices):
-    """Two read their batches from a memory-mapped array; eight do not divide a batch of 13."""
+    """The first reads a memory-mapped array, and is resumed on more; eight do not divide a batch of 13."""
     alone = fitted(**FITS[kind])
     expected = {"losses": alone.losses, "validation": alone.validation, **alone.params}
     assert len(alone.losses) == 50
