@@ -38,7 +38,7 @@ def written(run_dir, done, name, figure):
 
 @pytest.mark.filterwarnings(
     "ignore:LearnedKernel has no marginal:UserWarning"
-)  # hvae: it says how x^0 is not predicted
+)  # hvae
 def test_every_command(run):
     program, run_dir, done = run
     figures = written(run_dir, done, "metrics.json", "figure.png")
