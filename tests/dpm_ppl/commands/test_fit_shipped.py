@@ -36,9 +36,7 @@ def written(run_dir, done, name, figure):
     return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} in {name}"))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:LearnedKernel has no marginal:UserWarning"
-)  # hvae
+@pytest.mark.filterwarnings("ignore:LearnedKernel has no marginal:UserWarning")  # hvae
 def test_every_command(run):
     program, run_dir, done = run
     figures = written(run_dir, done, "metrics.json", "figure.png")
