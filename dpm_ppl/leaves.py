@@ -27,7 +27,7 @@ def arrays_as_leaves(cls: type[T], parts: Callable[[T], Any], build: Callable[[A
     def flatten(whole: T) -> tuple[list[Any], _Layout]:
         leaves, structure = jax.tree.flatten(parts(whole))
         layout = getattr(whole, _LAYOUT, None)  # JAX takes an object apart also while it holds no arrays
-        if layout is None or layout.structure != structure:
+        if layout is None or not layout.fits(structure, leaves):
             layout = _Layout(structure, tuple(None if _is_array(leaf) else _Known(leaf) for leaf in leaves))
         return [leaf for leaf, known in zip(leaves, layout.known, strict=True) if known is None], layout
 
@@ -65,7 +65,9 @@ class _Known:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Known):
             return NotImplemented
-        plain = isinstance(self.value, bool | int | float | complex | str) and type(self.value) is type(other.value)
+        plain = isinstance(self.value, bool | int | float | complex | str | np.generic) and type(self.value) is type(
+            other.value
+        )
         return self.value is other.value or (plain and bool(self.value == other.value))
 
     def __hash__(self) -> int:
@@ -78,6 +80,12 @@ class _Layout:
 
     structure: Any
     known: tuple[_Known | None, ...]
+
+    def fits(self, structure: Any, leaves: list[Any]) -> bool:
+        """Whether it is still that of an object, whose attributes may have been copied and changed since."""
+        if self.structure != structure:
+            return False
+        return all(known is None or known == _Known(leaf) for leaf, known in zip(leaves, self.known, strict=True))
 
 
 def _is_array(leaf: Any) -> bool:

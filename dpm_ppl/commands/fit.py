@@ -52,8 +52,11 @@ def fit(
         program = load(model)
         if pretrained:
             made = how_made(program)
-            if resume or iterations is not None:
-                raise ValueError("Expected --pretrained alone, as nothing is fitted; got --resume or --iterations too.")
+            if resume or iterations is not None or held_out is not None:
+                raise ValueError(
+                    "Expected --pretrained alone, as nothing is fitted; got --resume, --iterations or --held-out too."
+                )
+            held_out = 0.0  # what of an array the parameters have seen is not known: all of it is training data
             typer.echo(f"With {program.path.stem}: {'; '.join(f'{name} {value}' for name, value in made.items())}.")
         run_dir = run_dir or Path("runs") / program.path.stem
         files = files_of(program, run_dir)  # as they are now: they may be edited while the fit goes on
@@ -137,7 +140,7 @@ def _require_unedited(program: Program, run_dir: Path, *, resume: bool) -> None:
 
 def _recipe(program: Program, data: Any) -> dict[str, Any]:
     """The program's recipe, all of it known to `fit`; what a program without one needs is chosen to suit its data."""
-    ours = {"key", "run_dir", "resume", "progress", "fingerprint", "files", "mesh"}
+    ours = {"key", "num_starts", "run_dir", "resume", "progress", "fingerprint", "files", "mesh"}
     parameters = inspect.signature(inference.fit).parameters.items()
     options = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
     unknown = [name for name in program.recipe if name not in options]

@@ -118,8 +118,8 @@ def fit(
             and an index, and an iterable of batches are read as they are needed (see `reading.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
-        num_starts: How many fits to make at once, by one `vmap`, of the keys `jax.random.fold_in(key, s)`. The best is
-            returned: by `validation`, or its losses' last tenth. `fit(key=result.key, run_dir=...)` makes it again.
+        num_starts: How many fits to make at once, by one `vmap` on one device, of keys `jax.random.fold_in(key, s)`; the
+            best by `validation`, or its losses' last tenth, is returned: `fit(key=result.key, run_dir=...)` keeps it.
         batch_size: Number of data in a batch.
         num_steps_sampled: Steps per datum whose terms estimate the bound (`dpm_ppl.subsample_steps`); None sums all.
         weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound.
@@ -160,7 +160,7 @@ def fit(
         FileExistsError: run_dir holds a run, and resume is False.
         OSError: run_dir cannot be written.
         NonFiniteLossError: a loss or parameter is not finite any more.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint is saved.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint is saved; several starts are lost.
 
     Source: Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; frozen noise as in section 2.4.1.
     """
@@ -365,12 +365,12 @@ def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
         frozen_noise=options.frozen_noise,
         progress=options.progress,
     )
-    reached = scores(starts.losses)
+    reached = own = scores(starts.losses)
     if validate is not None:
         ends = [starts.one(number) for number in range(options.num_starts)]
         on_others = [validate(carry.average, carry.mutable_state) for carry in ends]
-        reached = np.where(np.isfinite(reached), on_others, math.inf)
-    best = int(np.argmin(reached))
+        reached = np.where(np.isfinite(own), on_others, math.inf)
+    best = int(np.argmin(reached if np.isfinite(reached).any() else own))  # own: one that failed is never best
     carry = starts.one(best)
     validated = nothing_validated(carry.average)
     if validate is not None:

@@ -22,8 +22,11 @@ from jax import Array
 from numpyro.distributions.transforms import biject_to
 
 from dpm_ppl.arguments import require_count
+from dpm_ppl.chains import ReverseChain
+from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target, state_dtype
 from dpm_ppl.kernels.kernel import step_number
+from dpm_ppl.statements import LatentDatum
 
 WIDTHS = (0.03, 1.5)  # of a step, in the prior's deviations: log-uniform between
 
@@ -33,6 +36,9 @@ NUM_PRIOR = 256  # draws of the prior by which its deviation is known
 @dataclass(frozen=True)
 class Moves:
     """How often each particle's latent variables are moved by Metropolis' rule; 0 for never.
+
+    Not moved are those that say what is known of the datum exactly (in the values or the mask of a `Delta`), the values
+    of other chains, and all of them where one of them has no log density.
 
     Args:
         last: At t = 0, those that enter r alone; each takes an evaluation of r.
@@ -163,12 +169,14 @@ class Proposal:
     Attributes:
         conditioned: The program.
         names: Those that are moved.
+        scored: Those whose prior changes when they move: they, and those whose law depends on one of them.
         scales: Deviation of the prior of each in unconstrained coordinates, of their shape; None for one that is only
             drawn anew, such as a class.
     """
 
     conditioned: Conditioned
     names: Sequence[str]
+    scored: Sequence[str]
     scales: dict[str, Array | None]
 
     @classmethod
@@ -177,7 +185,16 @@ class Proposal:
         keys = jax.random.split(jax.random.key(0), NUM_PRIOR)  # the program's own: no particle decides
         draws = jax.vmap(conditioned.latents)(keys)
         laws = conditioned.laws(jax.tree.map(lambda leaf: leaf[0], draws))
-        return cls(conditioned, names, {name: _deviation(conditioned, name, laws[name], draws) for name in names})
+        scales = {name: _deviation(conditioned, name, laws[name], draws) for name in names}
+        shapes = jax.eval_shape(conditioned.latents, keys[0])
+
+        def depends(other: str) -> bool:
+            def score(latents: Latents) -> Array:
+                return conditioned.laws(latents)[other].log_prob(jnp.zeros_like(shapes[other]))
+
+            return any(_enters(shapes, name, score) for name in names)
+
+        return cls(conditioned, names, [name for name in laws if name in names or depends(name)], scales)
 
     def draw(self, key: Array, latents: Latents) -> tuple[Latents, Array]:
         """Other latent variables of one particle, and the log of p(z') q(z | z') / (p(z) q(z' | z)), in nats."""
@@ -190,7 +207,12 @@ class Proposal:
             chosen = which == number
             moved[name] = jnp.where(chosen, value, latents[name])
             log_ratio = log_ratio + jnp.where(chosen, ratio, 0.0)
-        return moved, log_ratio + _log_prior(self.conditioned.laws(moved), moved) - _log_prior(laws, latents)
+        prior, before = (self._log_prior(of, at) for of, at in ((self.conditioned.laws(moved), moved), (laws, latents)))
+        return moved, log_ratio + prior - before
+
+    def _log_prior(self, laws: dict[str, dist.Distribution], latents: Latents) -> Array:
+        terms = [jnp.sum(laws[name].log_prob(latents[name])) for name in self.scored]
+        return sum(terms, start=jnp.zeros(()))
 
     def move(
         self, key: Array, latents: Latents, here: Any, at: Callable[[Latents, Array], Any], *, num_moves: int
@@ -263,29 +285,56 @@ def _fresh_path(key: Array, target: Target, x0: Array) -> Array:
 
 
 def parted(conditioned: Conditioned) -> tuple[list[str], list[str]]:
-    """Names of the latent variables that enter r alone, and of those that the chain depends on; nothing is computed."""
+    """Names of the latent variables that enter r alone, and of those that the chain depends on; nothing is computed.
+
+    Left out are those that say what is known of the datum exactly, which they would have to move along with; the values
+    of other chains, a trajectory each; and all of them where one has no log density.
+    """
     latents = jax.eval_shape(conditioned.latents, jax.random.key(0))
-    chain = [name for name in latents if _enters_chain(conditioned, latents, name)]
-    return [name for name in latents if name not in chain], chain
+    laws: dict[str, dist.Distribution] = {}
+
+    def score(latents: Latents) -> None:
+        for name, law in conditioned.laws(latents).items():
+            law.log_prob(latents[name])
+            laws[name] = law
+
+    try:
+        jax.eval_shape(score, latents)
+    except NotImplementedError:
+        return [], []
+    names = [
+        name
+        for name, law in laws.items()
+        if not isinstance(law, ReverseChain | LatentDatum)
+        and not _enters(latents, name, lambda z: conditioned.target(z).known)
+    ]
+    chain = [name for name in names if _enters(latents, name, lambda z: _scores(conditioned.target(z).diffusion))]
+    return [name for name in names if name not in chain], chain
 
 
-def _enters_chain(conditioned: Conditioned, latents: Any, name: str) -> bool:
-    """Whether a law of the chain depends on a latent variable: `vmap` over it alone tells."""
+def _scores(diffusion: Diffusion) -> list[Array]:
+    """A log density by each law of a chain that its values hang on."""
+    x = jnp.zeros(diffusion.event_shape, state_dtype(diffusion))
+    laws = [diffusion.kernel.stationary(), diffusion.decode(x)]
+    laws += [diffusion.reverse(x, step_number(2))] if diffusion.num_steps > 1 else []
+    return [law.log_prob(x) for law in laws]
 
-    def run(zeros: Latents, several: Array, t: Array) -> Any:
-        def laws(one: Array) -> list[Array]:
-            diffusion = conditioned.target({**zeros, name: one}).diffusion
-            x = jnp.zeros(diffusion.event_shape, state_dtype(diffusion))
-            found = [diffusion.kernel.stationary(), diffusion.decode(x)]
-            found += [diffusion.reverse(x, t)] if diffusion.num_steps > 1 else []
-            return [law.log_prob(x) for law in found]
 
-        return jax.vmap(laws, out_axes=None)(several)
+def _enters(latents: Any, name: str, of: Callable[[Latents], Any]) -> bool:
+    """Whether what a function makes of latent variables depends on one of them: `vmap` over it alone tells.
+
+    Args:
+        latents: Shape and type of each.
+        name: The one.
+        of: The function; nothing is computed.
+    """
+
+    def run(others: Latents, several: Array) -> Any:
+        return jax.vmap(lambda one: of({**others, name: one}), out_axes=None)(several)
 
     leaf = latents[name]
-    several = jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
     try:
-        jax.eval_shape(run, latents, several, jax.ShapeDtypeStruct((), jnp.int32))
+        jax.eval_shape(run, latents, jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype))
     except ValueError as error:
         if "out_axes" not in str(error):
             raise
@@ -313,7 +362,7 @@ def _one(key: Array, law: dist.Distribution, value: Array, scale: Array | None) 
 
 def _deviation(conditioned: Conditioned, name: str, law: dist.Distribution, draws: Latents) -> Array | None:
     """Half the width of the middle 68% of a prior, in unconstrained coordinates; None where there are none."""
-    if law.support.is_discrete:
+    if law.support is None or law.support.is_discrete:
         return None
     try:
         biject_to(law.support)
@@ -325,7 +374,3 @@ def _deviation(conditioned: Conditioned, name: str, law: dist.Distribution, draw
 
     low, high = jnp.quantile(jax.vmap(unconstrained)(draws), jnp.asarray([0.16, 0.84]), axis=0)
     return 0.5 * (high - low)
-
-
-def _log_prior(laws: dict[str, dist.Distribution], latents: Latents) -> Array:
-    return sum((jnp.sum(law.log_prob(latents[name])) for name, law in laws.items()), start=jnp.zeros(()))

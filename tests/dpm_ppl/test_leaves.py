@@ -1,5 +1,7 @@
 """Objects as pytrees of their arrays."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,19 @@ def test_what_is_no_array_tells_objects_apart():
     assert (kinds[0] == kinds[1], kinds[0] == kinds[2]) == (True, False)
     assert hash(kinds[0]) == hash(kinds[1])
     assert jax.tree.structure(BernoulliKernel(BETA, (2,), rate=0.4)) != jax.tree.structure(KERNELS["bernoulli"])
+    single = [jax.tree.structure(BernoulliKernel(BETA, (2,), rate=np.float32(0.3))) for _ in range(2)]
+    assert single[0] == single[1]
+
+
+def test_a_changed_copy_of_what_came_back_is_another():
+    """Also where its arrays lie as they did: its numbers are its own."""
+    kernel = jax.jit(lambda kernel: kernel)(KERNELS["bernoulli"])
+    other = copy.copy(kernel)
+    object.__setattr__(other, "rate", 0.4)
+    assert (jax.jit(lambda of: of)(other).rate, jax.jit(lambda of: of)(kernel).rate) == (0.4, 0.3)
+    three = dpm.Diffusion(KERNELS["gaussian"], lambda x, t, c: step(x, t), context=jnp.ones(3)).of_batch((3,))
+    five = jax.tree.map(lambda leaf: leaf, three).beside(jnp.ones(5), (5,))
+    assert jax.tree.map(lambda leaf: leaf, five).batch_shape == (5,)
 
 
 def test_a_kernel_that_is_no_pytree_goes_along_as_it_is():

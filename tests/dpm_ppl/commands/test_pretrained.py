@@ -56,12 +56,26 @@ def test_it_is_no_fit_to_carry_on(run, mine):
     assert "holds one" in dpm("fit", mine, "--run-dir", run[0], "--pretrained").stderr
 
 
-@pytest.mark.parametrize("option", [("--resume",), ("--iterations", 3)])
+@pytest.mark.parametrize("option", [("--resume",), ("--iterations", 3), ("--held-out", 0.2)])
 def test_nothing_is_fitted_beside(mine, tmp_path, option):
     done = dpm("fit", mine, "--run-dir", tmp_path / "run", "--pretrained", *option)
     assert done.exit_code == 1
     assert "Expected --pretrained alone" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_of_an_array_all_is_training_data(mine, tmp_path):
+    """Which of it the parameters have seen, nobody knows."""
+    path = tmp_path / "array.py"
+    law = "dist.Normal(jnp.asarray(MEAN), jnp.asarray(SCALE)).to_event(1)"
+    assert law in GAUSSIAN
+    path.write_text(GAUSSIAN.replace(law, "MEAN + SCALE * np.random.default_rng(0).normal(size=(40, 2))"))
+    for suffix in (".npz", ".json"):
+        path.with_suffix(suffix).write_bytes(mine.with_suffix(suffix).read_bytes())
+    done = dpm("fit", path, "--pretrained", "--run-dir", tmp_path / "run", "--seed", 5)
+    assert done.exit_code == 0, done.output
+    assert "on 40 training data" in done.stdout
+    assert "held out" not in done.stdout
 
 
 def test_a_program_without_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 import dpm_ppl as dpm
 from dpm_ppl.inference import NonFiniteLossError, fit
+from dpm_ppl.inference.fitting import fits
 
 KEY = jax.random.key(3)
 DATA = 0.7 + 1.4 * np.random.default_rng(0).gamma(2.0, 0.7, size=(40, 1))
@@ -53,13 +54,14 @@ def test_each_is_the_fit_of_its_own_key(capfd):
 # A program without noise: normal data around one place, which begins somewhere else for each key.
 
 
-def placed(*, most=9.0, **options):
-    """A fit of the place, on all data each time; farther out than `most` its loss is not finite."""
+def placed(*, most=9.0, failing=np.inf, **options):
+    """A fit of the place, on all data each time; farther out than `most`, or at `failing`, its loss is not finite."""
 
     def model(x0):
         place = numpyro.param("place", lambda key: jax.random.normal(key))
+        fails = (jnp.abs(place) > most) | (jnp.abs(place - failing) < 1e-9)
         with numpyro.plate("data", len(x0)):
-            numpyro.sample("x", dist.Normal(jnp.where(jnp.abs(place) > most, jnp.nan, place), 1), obs=x0[:, 0])
+            numpyro.sample("x", dist.Normal(jnp.where(fails, jnp.nan, place), 1), obs=x0[:, 0])
 
     given = {"key": KEY, "num_iterations": 2, "batch_size": 40, "optimizer": optax.sgd(0.0), "progress": False}
     return fit(model, lambda x0: None, DATA, **{**given, **options})
@@ -94,6 +96,16 @@ def test_a_start_that_fails_is_left_behind(places):
     assert np.isfinite(result.losses).all()
     with pytest.raises(NonFiniteLossError, match="all 3 failed, the last in iteration 1"):
         placed(most=0.0, num_starts=3)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_one_that_failed_is_never_the_best(places, number, monkeypatch):
+    """Also where the others are worth nothing on other data: then the best of them on their own."""
+    monkeypatch.setattr(fits, "_validate", lambda *args: lambda *args: np.inf)
+    result = placed(failing=places[number], num_starts=3, validation=OTHERS)
+    losses = [np.inf if s == number else loss(place, DATA) for s, place in enumerate(places)]
+    assert float(result.params["place"]) == pytest.approx(places[int(np.argmin(losses))])
+    assert np.isfinite(result.losses).all()
 
 
 def test_all_begin_with_parameters_that_are_given():

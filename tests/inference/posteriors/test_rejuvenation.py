@@ -166,6 +166,61 @@ def test_latents_are_parted_by_whether_the_chain_depends_on_them():
     assert found == [(["scale", "sensor"], ["which"])]
 
 
+class Simulated(dist.Normal):
+    """Draws without a density."""
+
+    def log_prob(self, value):
+        raise NotImplementedError
+
+
+def beside(law, *, chain=False):
+    def program():
+        level = numpyro.sample("level", law)
+        other = dpm.reverse_chain("w", ORACLE.diffusion()) if chain else jnp.zeros(2)
+        gain = numpyro.sample("gain", dist.Normal(other[0], 1.0))
+        x = dpm.reverse_chain("x", ORACLE.diffusion())
+        numpyro.sample("y", dist.Normal(x * gain + level, 0.5).to_event(1), obs=Y[0])
+
+    return Conditioned(program, "x", ORACLE.params)
+
+
+@pytest.mark.parametrize(
+    ("conditioned", "expected"),
+    [
+        (beside(dist.Normal(0.0, 1.0)), ["gain", "level"]),
+        (beside(Simulated(0.0, 1.0)), []),
+        (beside(dist.Normal(0.0, 1.0), chain=True), ["gain", "level"]),
+    ],
+)
+def test_what_has_no_density_or_is_a_chain_stays(conditioned, expected):
+    found = []
+    jax.eval_shape(lambda: found.append(parted(conditioned)) or 0)
+    assert found == [(expected, [])]
+
+
+def test_what_is_known_exactly_stays_where_a_latent_says_it():
+    """x + s DRIFT is known: s and x hang on each other, s has a closed form, and no move may part them."""
+
+    def program():
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        spread = numpyro.sample("spread", dist.LogNormal(0.0, 0.1))
+        x = dpm.reverse_chain("x", ORACLE.diffusion())
+        numpyro.sample("known", dist.Delta(x).to_event(1), obs=jnp.asarray(Y[0]) - level * DRIFT)
+        numpyro.sample("y", dist.Normal(level, 1.0), obs=0.3)
+        numpyro.sample("z", dist.Normal(0.0, spread), obs=0.1)
+
+    run = smc(program, "x", params=ORACLE.params, num_particles=200)
+    p = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 60))
+    off = Y[0] - np.asarray(P.loc)
+    precision = 2 + DRIFT @ np.linalg.solve(COV, DRIFT)
+    expected = (0.3 + DRIFT @ np.linalg.solve(COV, off)) / precision
+    assert set(p.acceptance) == {"last"}  # of the spread
+    level = p.latents["level"]
+    np.testing.assert_allclose(p.samples + level[..., None] * DRIFT, np.broadcast_to(Y[0], p.samples.shape), atol=1e-9)
+    factor = np.exp(p.log_evidence - p.log_evidence.max())
+    assert worst(factor * (np.sum(jax.nn.softmax(p.log_weight) * level, -1) - expected), 0.0) < 3
+
+
 def test_without_latents_nothing_is_moved_and_bad_moves_are_refused():
     def plain():
         numpyro.sample("y", dist.Normal(dpm.reverse_chain("x", ORACLE.diffusion()), 0.5).to_event(1), obs=Y[0])
