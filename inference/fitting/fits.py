@@ -118,7 +118,7 @@ def fit(
             and an index, and an iterable of batches are read as they are needed (see `reading.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
-        num_starts: How many fits to make at once, by one `vmap` on one device, of keys `jax.random.fold_in(key, s)`; the
+        num_starts: How many fits to make at once, by `vmap` on one device, of keys `jax.random.fold_in(key, s)`; the
             best by `validation`, or its losses' last tenth, is returned: `fit(key=result.key, run_dir=...)` keeps it.
         batch_size: Number of data in a batch.
         num_steps_sampled: Steps per datum whose terms estimate the bound (`dpm_ppl.subsample_steps`); None sums all.

@@ -47,9 +47,8 @@ def smc(
     exactly where the program observes `Delta(x0)`, with `.mask(mask)` in part, and the rest is drawn given it.
 
     Latent variables declared before the chain, such as a class or an unknown noise scale, are drawn from their prior
-    with each particle when it starts: `Posterior.latents`. Where the observations say much about them few values
-    survive (`Posterior.num_ancestors` tells), so that they are moved as well, by Metropolis' rule, which leaves target,
-    weights and evidence alone: at the end, those that enter r alone, as a noise scale does. `moves` may ask for more.
+    with each particle when it starts: `Posterior.latents`. As few values survive where observations say much about
+    them, those that enter r alone are moved at the end, by Metropolis' rule, and others if `moves` asks for it.
 
     Args:
         model: The program, of one datum. It declares the chain by `reverse_chain(site, ...)`, latent, in no plate.
@@ -62,11 +61,9 @@ def smc(
             `unguided()`; of bits and letters `widened()`, `tempered()` and `unguided()`; `tempered()` and `unguided()`
             where the kernel lacks closed forms (a warning says so). `Posterior.twist` says which.
         threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
-        moves: How often latent variables are moved, by default ten times at the end; None for never.
-            `Posterior.acceptance` says how many moves were taken.
-        mesh: Devices that particles are split over, by default all that JAX sees; parameters and observations are on
-            each. Resampling is that of one device, over all particles: the result is the same but for rounding, which
-            can turn a draw that falls between two particles.
+        moves: How often latents are moved; None for never. `Posterior.acceptance` says how many moves were taken.
+        mesh: Devices that particles are split over, by default all that JAX sees. Resampling is that of one device: the
+            result is the same but for rounding, which can turn a draw that falls between two particles.
 
     Returns:
         A function of (key, *args), args being those of the program, to a `Posterior`. It is compiled once for each
@@ -78,9 +75,7 @@ def smc(
           r or its gradient is NaN;
         - TypeError: r has no derivative, and the twist that was asked for needs one.
 
-        It warns where `Posterior.verdict()` says not to trust the result.
-
-        Under `jax.vmap` and `jax.jit` values cannot be looked at: there `Posterior.check()` says the last two.
+        It warns where `Posterior.verdict()` says not to trust the result. Under `jax.vmap` and `jax.jit` values cannot be looked at: there `Posterior.check()` says the last two.
 
     Raises:
         TypeError: num_particles is no integer, model no function, twist none, or moves no `Moves`.
