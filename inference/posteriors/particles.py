@@ -75,8 +75,8 @@ def smc(
           r or its gradient is NaN;
         - TypeError: r has no derivative, and the twist that was asked for needs one.
 
-        It warns where `Posterior.verdict()` says not to trust the result. Under `jax.vmap` and `jax.jit` values cannot be
-        looked at: there `Posterior.check()` says the last two.
+        It warns where `Posterior.verdict()` says not to trust the result. Under `jax.vmap` and `jax.jit` values cannot
+        be looked at: there `Posterior.check()` says the last two.
 
     Raises:
         TypeError: num_particles is no integer, model no function, twist none, or moves no `Moves`.
