@@ -214,7 +214,7 @@ class Swarm:
             return moved, ((diagnosis, resampled), accepted)
 
         x, log_weight = self.spread.constrained(choose(start, start_keys, latents))
-        cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int), None)
+        cloud = Cloud(x, latents, log_weight, jnp.zeros(()), jnp.arange(num), jnp.zeros((), int))
         if rejuvenation.moves_paths:
             ends = jax.vmap(lambda z, x: target(z).diffusion.kernel.stationary().log_prob(x))(latents, x)
             cloud = cloud._replace(log_path=ends)
@@ -260,7 +260,7 @@ class Cloud(NamedTuple):
     log_evidence: Array
     eve: Array
     num_resampled: Array
-    log_path: Array | None
+    log_path: Array | None = None
 
 
 class Step(NamedTuple):
