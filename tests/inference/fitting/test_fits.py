@@ -314,9 +314,7 @@ def test_a_directory_that_cannot_be_written_is_told_before_any_work(tmp_path):
 def test_a_disk_that_fills_up_later_leaves_the_older_checkpoints(chunks, after_chunk, tmp_path):
     with full_disk(1 << 22):
         after_chunk(at(40, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))))
-        with pytest.raises(
-            OSError, match=r"(to save iteration 40|metrics\.csv).*heckpoints are kept"
-        ):
+        with pytest.raises(OSError, match=r"(to save iteration 40|metrics\.csv).*heckpoints are kept"):
             small(run_dir=tmp_path, checkpoint_every=0)
     assert runs.newest_checkpoint(tmp_path).position == 30
     after_chunk(lambda _: None)
