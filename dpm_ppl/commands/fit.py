@@ -50,8 +50,8 @@ def fit(
 
     with clear_errors(), on(devices):
         program = load(model)
-        if pretrained:
-            made = how_made(program)
+        made = how_made(program) if pretrained else None
+        if made is not None:
             if resume or iterations is not None or held_out is not None:
                 raise ValueError(
                     "Expected --pretrained alone, as nothing is fitted; got --resume, --iterations or --held-out too."
@@ -81,8 +81,8 @@ def fit(
             )
         programs_and_data = (program.model, program.guide, data)
         try:
-            if pretrained:
-                fitted = take(program, data, run_dir, fingerprint=noted, files=files)
+            if made is not None:
+                fitted = take(program, made, data, run_dir, fingerprint=noted, files=files)
             else:
                 fitted = inference.fit(
                     *programs_and_data,

@@ -38,12 +38,19 @@ def how_made(program: Program) -> dict[str, Any]:
 
 
 def take(
-    program: Program, data: Any, run_dir: Path, *, fingerprint: Mapping[str, Any], files: Mapping[str, bytes]
+    program: Program,
+    made: Mapping[str, Any],
+    data: Any,
+    run_dir: Path,
+    *,
+    fingerprint: Mapping[str, Any],
+    files: Mapping[str, bytes],
 ) -> Fit:
     """Makes a run of the parameters that come with a program, as a fit would have left it.
 
     Args:
         program: The program.
+        made: How they were made (see `how_made`).
         data: Its data.
         run_dir: Directory of the run.
         fingerprint: What tells the run from others, as in `dpm_ppl.inference.fit`.
@@ -55,9 +62,8 @@ def take(
     Raises:
         FileExistsError: run_dir holds a run.
         OSError: run_dir cannot be written.
-        ValueError: the program comes without parameters, or they are of another program.
+        ValueError: the parameters are of another program.
     """
-    made = how_made(program)
     with np.load(program.path.with_suffix(".npz"), allow_pickle=False) as archive:
         leaves = {name: archive[name] for name in archive.files}
     losses = np.asarray(leaves.pop(LOSSES), float)
