@@ -1,6 +1,7 @@
 """Distributions: a multivariate normal for small events, whose triangular solves are plain arithmetic; unwrapping."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ class FullNormal(dist.MultivariateNormal):
         return -0.5 * jnp.sum(white**2, -1) - half_log_det - 0.5 * white.shape[-1] * math.log(2 * math.pi)
 
 
+@jax.jit
 def solve_lower(factor: Array, right: Array) -> Array:
     """Solves factor @ x = right for lower-triangular factors, by forward substitution over the rows.
 
@@ -56,6 +58,7 @@ def inverse_lower(factor: Array) -> Array:
     return solve_lower(factor, jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape))
 
 
+@partial(jax.jit, static_argnames="floor")
 def lower_factor(matrix: Array, *, floor: float = 0.0) -> Array:
     """Lower-triangular L with L L' = matrix, by plain arithmetic; a pivot below a floor is raised to it.
 

@@ -4,6 +4,8 @@ In each, `kernel` is the forward kernel, `x` the state x^t of shape (*batch, *ev
 against batch.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,13 +138,18 @@ def full_normal(kernel: GaussianKernel, x: Array, t: Array, x0: Array, scale: Ar
         Multivariate normal, event shape (D,).
     """
     from_data, from_state, _ = kernel.posterior_coefficients(t)
-    size = kernel.event_shape[-1]
-    rows, columns = jnp.tril_indices(size, -1)
-    factor = jnp.zeros((*scale.shape[:-1], size, size), scale.dtype)
-    factor = factor.at[..., jnp.arange(size), jnp.arange(size)].set(jnp.exp(scale[..., :size]))
-    factor = factor.at[..., rows, columns].set(scale[..., size:])
     unit = jnp.sqrt(_per_event(kernel, kernel.beta, t))[..., None]
-    return FullNormal(from_data * x0 + from_state * x, scale_tril=unit * factor)
+    factor = unit * _lower_triangle(scale, size=kernel.event_shape[-1])
+    return FullNormal(from_data * x0 + from_state * x, scale_tril=factor, validate_args=False)
+
+
+@partial(jax.jit, static_argnames="size")
+def _lower_triangle(entries: Array, *, size: int) -> Array:
+    """Matrices with a positive diagonal, from the logs of that and the rows below it."""
+    rows, columns = np.tril_indices(size, -1)
+    matrix = jnp.zeros((*entries.shape[:-1], size, size), entries.dtype)
+    matrix = matrix.at[..., np.arange(size), np.arange(size)].set(jnp.exp(entries[..., :size]))
+    return matrix.at[..., rows, columns].set(entries[..., size:])
 
 
 def data_from_velocity(kernel: GaussianKernel, x: Array, t: Array, velocity: Array) -> Array:

@@ -58,11 +58,7 @@ class SwissRoll(dist.Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Independent points, shape (*sample_shape, 2)."""
-        key_angle, key_noise = jax.random.split(key)
-        angle = jax.random.uniform(key_angle, sample_shape, minval=_INNER, maxval=_OUTER)
-        roll = jnp.stack([angle * jnp.cos(angle), angle * jnp.sin(angle)], -1)
-        shift, scale = _standardisation(self.noise)
-        return (roll + self.noise * jax.random.normal(key_noise, roll.shape) - shift) / scale
+        return _points(key, tuple(sample_shape), self.noise)
 
     @validate_sample
     def log_prob(self, value: ArrayLike) -> Array:
@@ -104,6 +100,15 @@ class SwissRoll(dist.Distribution):
         shift, scale = _standardisation(self.noise)
         log_prob = self.log_prob((np.stack(np.meshgrid(axis, axis), -1) - shift) / scale)
         return -jnp.sum(jnp.exp(log_prob) * log_prob) * (2 * reach / (num - 1)) ** 2 / np.prod(scale)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _points(key: Array, sample_shape: tuple[int, ...], noise: float) -> Array:
+    key_angle, key_noise = jax.random.split(key)
+    angle = jax.random.uniform(key_angle, sample_shape, minval=_INNER, maxval=_OUTER)
+    roll = jnp.stack([angle * jnp.cos(angle), angle * jnp.sin(angle)], -1)
+    shift, scale = _standardisation(noise)
+    return (roll + noise * jax.random.normal(key_noise, roll.shape) - shift) / scale
 
 
 def _standardisation(noise: float) -> tuple[np.ndarray, np.ndarray]:

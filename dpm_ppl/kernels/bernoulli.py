@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -100,6 +101,10 @@ class BernoulliKernel(ScheduledKernel):
 
     def _bernoulli(self, one: Array, zero: Array) -> dist.Distribution:
         """Bernoulli of the given weights, in logits: a probability near 1 loses the other side. All stay finite."""
-        certain = jnp.finfo(one.dtype).max / 4
-        logits = jnp.clip(jnp.log(one) - jnp.log(zero), -certain, certain)
-        return _diagonal(dist.Bernoulli(logits=logits), self.event_shape)
+        return _diagonal(dist.Bernoulli(logits=_log_odds(one, zero)), self.event_shape)
+
+
+@jax.jit
+def _log_odds(one: Array, zero: Array) -> Array:
+    certain = jnp.finfo(one.dtype).max / 4
+    return jnp.clip(jnp.log(one) - jnp.log(zero), -certain, certain)

@@ -109,7 +109,7 @@ class CategoricalKernel(ScheduledKernel):
         """
         x0, xt = self._check(x0), self._check(xt)
         beta, signal, noise, _, _ = self._at(t)
-        likelihood = self._reaching(xt, 1 - beta, beta)
+        likelihood = _reaching(self._pi, xt, 1 - beta, beta)
         return self._categorical(_log(self._mix(x0, signal, noise)) + _log(likelihood))
 
     def averaged_posterior(self, logits: Array, xt: ArrayLike, t: ArrayLike) -> dist.Distribution:
@@ -132,16 +132,7 @@ class CategoricalKernel(ScheduledKernel):
 
         Source: Austin et al. 2021, eq. 4, summed by hand for a step that redraws.
         """
-        xt = self._check(xt)
-        beta, signal, noise, signal_after, noise_after = self._at(t)
-        reached = self._reaching(xt, signal_after, noise_after)  # q(xt | x^0 = k)
-        possible = reached > 0
-        log_reached = _log(jnp.where(possible, reached, 1.0))
-        log_predicted = jax.nn.log_softmax(jnp.where(possible, logits, -jnp.finfo(logits.dtype).max / 8))
-        log_ratio = jnp.where(possible, log_predicted - log_reached, -jnp.finfo(logits.dtype).max / 8)
-        all_ratios = jax.nn.logsumexp(log_ratio, -1, keepdims=True)
-        before = jnp.logaddexp(_log(signal)[..., None] + log_ratio, _log(noise[..., None] * self._pi) + all_ratios)
-        return self._categorical(jax.nn.log_softmax(_log(self._reaching(xt, 1 - beta, beta)) + before))
+        return self._categorical(_averaged(self._pi, logits, self._check(xt), *self._at(t)))
 
     @property
     def _pi(self) -> Array:
@@ -153,20 +144,44 @@ class CategoricalKernel(ScheduledKernel):
             raise TypeError(f"Expected states to be integers 0..{self.num_states - 1}; got dtype {x.dtype}.")
         return x
 
-    def _same(self, x: Array) -> Array:
-        """1 at the state x and 0 at the others, shape (*x.shape, K)."""
-        return jax.nn.one_hot(x, self.num_states, dtype=self.beta.dtype)
-
     def _mix(self, x: Array, kept: Array, redrawn: Array) -> Array:
         """Probability of each state, where x is kept or redrawn with the given probabilities; no cancellation."""
-        return self._same(x) * kept[..., None] + self._pi * redrawn[..., None]
-
-    def _reaching(self, x: Array, kept: Array, redrawn: Array) -> Array:
-        """Probability of x from each state, shape (*x.shape, K), where that is kept or redrawn with those given."""
-        return self._same(x) * kept[..., None] + (redrawn * self._pi[x])[..., None]
+        return _same(self._pi, x) * kept[..., None] + self._pi * redrawn[..., None]
 
     def _categorical(self, logits: Array) -> dist.Distribution:
         return dist.Categorical(logits=logits).to_event(len(self.event_shape))
+
+
+def _same(pi: Array, x: Array) -> Array:
+    """1 at the state x and 0 at the others, shape (*x.shape, K)."""
+    return jax.nn.one_hot(x, len(pi), dtype=pi.dtype)
+
+
+def _reaching(pi: Array, x: Array, kept: Array, redrawn: Array) -> Array:
+    """Probability of x from each state, shape (*x.shape, K), where that is kept or redrawn with those given."""
+    return _same(pi, x) * kept[..., None] + (redrawn * pi[x])[..., None]
+
+
+@jax.jit
+def _averaged(
+    pi: Array,
+    logits: Array,
+    xt: Array,
+    beta: Array,
+    signal: Array,
+    noise: Array,
+    signal_after: Array,
+    noise_after: Array,
+) -> Array:
+    """The logits of `averaged_posterior`, of what `_at` gives."""
+    reached = _reaching(pi, xt, signal_after, noise_after)  # q(xt | x^0 = k)
+    possible = reached > 0
+    log_reached = _log(jnp.where(possible, reached, 1.0))
+    log_predicted = jax.nn.log_softmax(jnp.where(possible, logits, -jnp.finfo(logits.dtype).max / 8))
+    log_ratio = jnp.where(possible, log_predicted - log_reached, -jnp.finfo(logits.dtype).max / 8)
+    all_ratios = jax.nn.logsumexp(log_ratio, -1, keepdims=True)
+    before = jnp.logaddexp(_log(signal)[..., None] + log_ratio, _log(noise[..., None] * pi) + all_ratios)
+    return jax.nn.log_softmax(_log(_reaching(pi, xt, 1 - beta, beta)) + before)
 
 
 def _log(probs: Array) -> Array:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -58,9 +59,13 @@ class ScheduledKernel:
         `beta`, then `alpha_bar` and `1 - alpha_bar` (without cancellation) at t - 1, and the same at t.
         """
         t = require_step(t, self.num_steps)
-        t = t.reshape(t.shape + (1,) * len(self.event_shape))
-        before, after = self._log_alpha_bar[t - 1], self._log_alpha_bar[t]
-        return self.beta[t - 1], jnp.exp(before), -jnp.expm1(before), jnp.exp(after), -jnp.expm1(after)
+        return _rates_at(self.beta, self._log_alpha_bar, t.reshape(t.shape + (1,) * len(self.event_shape)))
+
+
+@jax.jit
+def _rates_at(beta: Array, log_alpha_bar: Array, t: Array) -> tuple[Array, Array, Array, Array, Array]:
+    before, after = log_alpha_bar[t - 1], log_alpha_bar[t]
+    return beta[t - 1], jnp.exp(before), -jnp.expm1(before), jnp.exp(after), -jnp.expm1(after)
 
 
 def require_beta(beta: ArrayLike) -> Array | np.ndarray:

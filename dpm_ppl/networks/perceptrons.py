@@ -13,6 +13,8 @@ from jax import Array
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.networks.waves import waves
 
+_perceptron = eqx.filter_jit(eqx.nn.MLP)  # a program makes its network anew each time it runs
+
 
 class StepReadout(eqx.Module):
     """An affine readout with weights of its own for every step t = 1..T, zero at first.
@@ -101,7 +103,7 @@ class StepMLP(eqx.Module):
         require_key(key)
         num_steps, width = require_count("num_steps", num_steps), require_count("width", width)
         depth = require_count("depth", depth)
-        layers = eqx.nn.MLP(in_size, width, width, depth - 1, activation, final_activation=activation, key=key)
+        layers = _perceptron(in_size, width, width, depth - 1, activation, final_activation=activation, key=key)
         draw = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
         weights = [
             gain * draw(layer_key, layer.weight.shape, layer.weight.dtype)
@@ -152,7 +154,7 @@ class TimeMLP(eqx.Module):
         num_steps, width = require_count("num_steps", num_steps), require_count("width", width)
         depth = require_count("depth", depth, at_least=0)
         num_frequencies = require_count("num_frequencies", num_frequencies, at_least=0)
-        layers = eqx.nn.MLP(in_size + 2 * num_frequencies, out_size, width, depth, activation, key=key)
+        layers = _perceptron(in_size + 2 * num_frequencies, out_size, width, depth, activation, key=key)
         last = layers.layers[-1]
         zero = jax.tree.map(jnp.zeros_like, (last.weight, last.bias))
         self.layers = eqx.tree_at(lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias), layers, zero)
@@ -168,6 +170,7 @@ class TimeMLP(eqx.Module):
         return _batched(self.layers, jnp.concatenate([x, embedding], -1))
 
 
+@eqx.filter_jit
 def _batched(layer: Callable[[Array], Array], x: Array) -> Array:
     """Applies a layer of vectors over any batch shape, as one matrix product."""
     flat = jax.vmap(layer)(x.reshape(-1, x.shape[-1]))
