@@ -115,7 +115,7 @@ class Diffusion:
             raise TypeError(f"{error} {ONE_ARRAY}") from error
         if not type(self.kernel).__module__.startswith("dpm_ppl.kernels."):  # whose laws are plain functions
             require_laws(self.kernel, "stationary", "step")
-        if self.decode is None:
+        if self.decode is None or isinstance(self.decode, _LastStep):  # of another kernel, from dataclasses.replace
             object.__setattr__(self, "decode", _LastStep(self.kernel))
             object.__setattr__(self, "has_fixed_last_step", True)
         for name in ("reverse", "decode"):

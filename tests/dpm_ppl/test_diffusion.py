@@ -1,5 +1,7 @@
 """The fixed last step, and every mistake that a Diffusion or its data can be made with."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,13 @@ def test_a_last_step_of_ones_own():
     np.testing.assert_array_equal(diffusion.decode(np.array([0.5, -1.0])).mean, [3.5, 2.0])
     np.testing.assert_array_equal(diffusion.reverse(np.array([0.5, -1.0]), 2).mean, [0.25, -0.5])
     assert (diffusion.num_steps, diffusion.event_shape) == (4, (2,))
+
+
+def test_a_copy_with_another_kernel_has_the_last_step_of_that():
+    other = dpm.GaussianKernel(linear(4, first=0.5, last=0.9), (2,))
+    copied = dataclasses.replace(dpm.Diffusion(GAUSSIAN, shrink), kernel=other)
+    assert copied.has_fixed_last_step
+    np.testing.assert_allclose(copied.decode(np.array([0.4, -1.0])).mean, np.sqrt(0.5) * np.array([0.4, -1.0]))
 
 
 # What a reverse step may be
