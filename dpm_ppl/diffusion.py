@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
+from dpm_ppl.distributions import coordinate_support
 from dpm_ppl.kernels.kernel import Kernel, is_concrete, require_event_shape, step_number, widened
 from dpm_ppl.leaves import arrays_as_leaves
 from dpm_ppl.tracing import Sites, shapes_of, trace_of, trace_shapes
@@ -396,7 +397,7 @@ def _require_law(event_shape: tuple[int, ...], support: Any, result: Any, *, sta
             f"Expected `{name}` to return a {kinds[support.is_discrete]} distribution, as the kernel's "
             f"states are; got the {kinds[result.support.is_discrete]} {type(result).__name__}."
         )
-    expected, came = _coordinate(support), _coordinate(result.support)
+    expected, came = coordinate_support(support), coordinate_support(result.support)
     # The whole line is no part of any other support; of two others the one may lie within the other.
     fixed = expected in (constraints.real, constraints.boolean)
     if came != expected and (fixed or came == constraints.real):
@@ -410,13 +411,6 @@ def _require_distribution(result: Any, name: str) -> None:
     if not isinstance(result, dist.Distribution):
         several = f" {ONE_ARRAY}" if isinstance(result, tuple | list | dict) else ""
         raise TypeError(f"Expected `{name}` to return a NumPyro distribution; got {type(result).__name__}.{several}")
-
-
-def _coordinate(support: Any) -> Any:
-    """The support of one coordinate, under any event dimensions."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def require_data(kernel: Kernel, x0: ArrayLike) -> Array:

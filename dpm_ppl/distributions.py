@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
+from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 LARGEST_UNROLLED = 16
@@ -94,6 +95,13 @@ def innermost(p: Any) -> Any:
     while isinstance(p, dist.Independent | dist.ExpandedDistribution):
         p = p.base_dist
     return p
+
+
+def coordinate_support(support: Any) -> Any:
+    """The support of one coordinate, under any event dimensions."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 _WRAPPERS = dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution

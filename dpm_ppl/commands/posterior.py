@@ -241,7 +241,9 @@ def _is_binary(support: Any) -> bool:
     """Whether coordinates are bits, or else real numbers."""
     from numpyro.distributions import constraints
 
-    base = getattr(support, "base_constraint", support)
+    from dpm_ppl.distributions import coordinate_support
+
+    base = coordinate_support(support)
     if base not in (constraints.boolean, constraints.real):
         raise ValueError(
             f"Expected a program of real numbers or bits; its data are {type(base).__name__.strip('_').lower()}. "

@@ -18,28 +18,35 @@ from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import fit_figure
+from dpm_ppl.reports.floor import independent_floor
 from dpm_ppl.reports.numbers import explained
 from dpm_ppl.reports.objective import objective
 from dpm_ppl.reports.samples import draws, samples_figure
 
 
-def metrics(summary: Mapping[str, float], *, limit: float | None, about: Mapping[str, Any]) -> dict[str, Any]:
+def metrics(
+    summary: Mapping[str, float], *, limit: float | None, about: Mapping[str, Any], floor: float | None = None
+) -> dict[str, Any]:
     """What `metrics.json` holds.
 
     Args:
         summary: `dpm_ppl.inference.Bound.summary()`, or what is known of it.
         limit: Expected log density of the data, nats per datum, where known.
         about: What else to report of the fit, put first.
+        floor: Log likelihood of the best law of independent coordinates, nats per datum, where there is one.
 
     Returns:
         `about`; of the bound in bits per datum what `summary` has, each figure with its standard error under `_se`;
-        where `limit` is known, `entropy_limit_bits` and `gap_bits`, limit minus ELBO. A number that is not known is
-        None.
+        of `floor`, where it is known, `independent_bits` and `above_independent_bits`, ELBO minus that; of `limit`,
+        where it is known, `entropy_limit_bits` and `gap_bits`, limit minus ELBO. A number that is not known is None.
     """
     names = [f"{name}_bits{suffix}" for name in ("elbo", "K", "L_null", "K_minus_L_null") for suffix in ("", "_se")]
     names += ["elbo_bits_per_dimension", "kl_bits", "prior_matching_bits", "reconstruction_bits"]
     names += ["objective_nats", "objective_nats_se", "num_data"]
     result = {**about, **{name: summary[name] for name in names if name in summary}}
+    if floor is not None and "elbo_bits" in result:
+        result["independent_bits"] = floor / math.log(2)
+        result["above_independent_bits"] = result["elbo_bits"] - result["independent_bits"]
     if limit is not None:
         result["entropy_limit_bits"] = limit / math.log(2)
         result["gap_bits"] = result["entropy_limit_bits"] - result["elbo_bits"]
@@ -55,6 +62,7 @@ def table(figures: Mapping[str, Any]) -> str:
         "K (the paper's form)": "K_bits",
         "L_null": "L_null_bits",
         "K - L_null": "K_minus_L_null_bits",
+        "independent floor": "independent_bits",
         "entropy limit": "entropy_limit_bits",
         "gap to the limit": "gap_bits",
     }
@@ -157,7 +165,7 @@ def _of_chain(
             title=title,
         )
 
-    figures = metrics(summary, limit=limit, about=about)
+    figures = metrics(summary, limit=limit, about=about, floor=independent_floor(x0, support_of(parts.alone(data), x0)))
     found = problems(summary, terms.kl)
     return figures | ({"problems": found} if found else {}), draw
 
@@ -171,7 +179,7 @@ def _of_whole_program(
     x0 = parts.x0(batch)
     summary = objective(program, fitted.params, batch, key=keys[1])
     limit = entropy_limit(parts.alone(data), x0) if "elbo_nats" in summary else None
-    figures = metrics(summary, limit=limit, about=about)
+    figures = metrics(summary, limit=limit, about=about, floor=independent_floor(x0, support_of(parts.alone(data), x0)))
 
     def draw() -> Figure:
         return samples_figure(

@@ -14,6 +14,10 @@ WORDS = {  # what a row of a table means, where the name does not say
         "their second moment exceeds 1, and below where that is less."
     ),
     "L_null_bits": "L_null: the log likelihood under the chain's last law, of a model that has learned nothing.",
+    "independent_bits": (
+        "Independent floor: the best that a law of independent coordinates does on these data, normal ones of real "
+        "numbers; a fit near it has found no structure."
+    ),
     "entropy_limit_bits": "Entropy limit: the data's own expected log density, which no model exceeds.",
     "paired_gap_bits": (
         "Gap, datum by datum: each datum's own log density less its estimate, so that which data were drawn cancels; "

@@ -16,6 +16,7 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 from numpyro.distributions import constraints
 
+from dpm_ppl.distributions import coordinate_support
 from dpm_ppl.inference import Posterior
 from dpm_ppl.inference.psis import GOOD_KHAT
 from dpm_ppl.reports.pairs import MOST_COORDINATES, pair_plot
@@ -376,7 +377,7 @@ def _kind(event_shape: tuple[int, ...], support: constraints.Constraint) -> str:
     if is_label(event_shape, support):
         return "label"
     if is_sequence(event_shape, support):
-        return "bits" if getattr(support, "base_constraint", support) is constraints.boolean else "letters"
+        return "bits" if coordinate_support(support) is constraints.boolean else "letters"
     return "image" if is_image(event_shape) else "other"
 
 

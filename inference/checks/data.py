@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 
 from dpm_ppl.data import draw
 from dpm_ppl.diffusion import require_data
+from dpm_ppl.distributions import coordinate_support
 from dpm_ppl.inference.checks.laws import keeps_pi
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.statistics import STANDARD_ERRORS
@@ -62,9 +63,7 @@ def _support(chain: Chain, x0: Array) -> Finding:
 def _moments(chain: Chain, x0: Array) -> Finding:
     """Rate and mean of bits; frequencies of categories; second moment of reals."""
     name, pi = "data's moments", chain.kernel.stationary()
-    support: Any = pi.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = coordinate_support(pi.support)
     flat = np.asarray(x0, np.float64).reshape(len(x0), -1)
     if support is constraints.boolean:
         return _rate(float(jnp.mean(pi.mean)), float(flat.mean()))

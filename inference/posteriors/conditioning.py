@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.distributions import layers_of
+from dpm_ppl.distributions import coordinate_support, layers_of
 from dpm_ppl.programs import require_params
 
 Latents = dict[str, Array]
@@ -338,7 +338,7 @@ def known_coordinates(
     """
     mask, value, possible = jnp.zeros(x0.shape, bool), x0, jnp.ones((), bool)
     found = list(sites)
-    each = getattr(support, "base_constraint", support)
+    each = coordinate_support(support)
     for site in found:
         here, given = _mask(site["fn"], x0.shape), jnp.asarray(site["value"])
         agrees = jnp.where(mask, given == value, each(given))

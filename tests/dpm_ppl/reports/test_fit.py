@@ -23,6 +23,16 @@ def test_gap_is_limit_minus_elbo():
     assert (result["gap_bits_se"], result["K_bits"], result["L_null_bits"]) == (0.1, -2.0, -3.0)
 
 
+def test_a_bound_stands_beside_the_floor_of_independent_coordinates():
+    about = {"model": "m", "iterations": 5, "seconds": 1.0}
+    result = metrics(summary(), limit=None, about=about, floor=-4 * math.log(2))
+    assert (result["independent_bits"], result["above_independent_bits"]) == pytest.approx((-4.0, 3.0))
+    shown = " ".join(table(result).split())
+    assert "independent floor -4.0000" in shown
+    assert "a fit near it has found no structure" in shown
+    assert "independent" not in table(metrics(summary(), limit=None, about=about))
+
+
 def test_what_is_not_known_is_none():
     result = metrics(summary(K_bits=math.nan, elbo_bits_se=math.inf), limit=None, about={})
     assert result["K_bits"] is None
