@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 import optax
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import bound, fit, log_likelihood, make_mesh, sandwich, smc
+from dpm_ppl.inference import Moves, bound, fit, log_likelihood, make_mesh, sandwich, smc
 from dpm_ppl.inference.devices import using
 from dpm_ppl.inference.posteriors.twists import tempered
 from dpm_ppl.parts import parts_of
@@ -49,10 +49,11 @@ def diffusion(c: Any) -> dpm.Diffusion:
 
 
 def observed(y: Any) -> None:
-    """A posterior with a latent variable beside the chain."""
+    """A posterior with two latent variables, one that the chain depends on and one of the observation alone."""
     c = numpyro.sample("c", dist.Normal(0.3, 1.0).expand([1]).to_event(1))
+    scale = numpyro.sample("scale", dist.Gamma(3.0, 20.0))
     x = dpm.reverse_chain("x", diffusion(c))
-    numpyro.sample("y", dist.Normal(x, 0.3).to_event(1), obs=y)
+    numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
 
 
 def fitted(mesh: Any = None, data: Any = None, num_iterations: int = 50, **options: Any) -> Any:
@@ -82,7 +83,7 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
     weights = log_likelihood(diffusion, DATA[:21], num_particles=11, progress=False, **beside)
     terms = bound(diffusion, DATA[:21], num_samples=2, **beside)
     sides = sandwich(diffusion, num_data=21, num_particles=3, progress=False, **beside)
-    run = smc(observed, "x", params=START, num_particles=52, twist=tempered(), mesh=mesh)
+    run = smc(observed, "x", params=START, num_particles=52, twist=tempered(), moves=Moves(2, 1, 1), mesh=mesh)
     with warnings.catch_warnings(action="ignore"):  # so few are not to be trusted
         posterior = run(KEY, np.array([1.2]))
     parts = parts_of(SimpleNamespace(model=dpm.single_chain(diffusion)[0], conditional=diffusion), PARTS)
@@ -99,7 +100,8 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
         "lower": sides.lower,
         "log_evidence": posterior.log_evidence,
         "samples": posterior.samples,
-        "latents": posterior.latents["c"],
+        **posterior.latents,
+        **{f"taken/{kind}": share for kind, share in posterior.acceptance.items()},
         "resampled": posterior.resampled,
         "ancestors": posterior.num_ancestors,
     }

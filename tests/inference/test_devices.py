@@ -61,6 +61,7 @@ def alone():
 def test_weights_bounds_and_posteriors_are_the_same_on_any_number_of_devices(eight, alone, devices):
     agree(of(eight[0], f"numbers/{devices}"), alone)
     assert 0 < alone["resampled"].sum() < 4  # some steps resample and some do not
+    assert all(0.1 < alone[f"taken/{kind}"] < 0.9 for kind in ("last", "each", "paths"))  # and some moves are taken
 
 
 def test_the_training_step_adds_up_gradients_once_and_sends_no_data(eight):
