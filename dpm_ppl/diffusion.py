@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -81,9 +81,6 @@ class Diffusion:
             begin with the batch's shape. Then `reverse(xt, t, c)` and `decode(x1, c)` get it beside x, of x's batch,
             however steps, particles or blocks rearrange that. From the record itself both are called without it.
 
-    Attributes:
-        has_fixed_last_step: Whether `decode` is the default.
-
     Raises:
         TypeError: the kernel lacks a part, its events are no single arrays, `reverse` or `decode` is no function, a law
             is no NumPyro distribution, or the context is no pytree of arrays.
@@ -100,7 +97,6 @@ class Diffusion:
     reverse: Reverse
     decode: Decode = None  # type: ignore[assignment]
     context: Any = None
-    has_fixed_last_step: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
@@ -116,9 +112,8 @@ class Diffusion:
             raise TypeError(f"{error} {ONE_ARRAY}") from error
         if not type(self.kernel).__module__.startswith("dpm_ppl.kernels."):  # whose laws are plain functions
             require_laws(self.kernel, "stationary", "step")
-        if self.decode is None or isinstance(self.decode, _LastStep):  # of another kernel, from dataclasses.replace
+        if self.decode is None or self.has_fixed_last_step:  # of another kernel, from dataclasses.replace
             object.__setattr__(self, "decode", _LastStep(self.kernel))
-            object.__setattr__(self, "has_fixed_last_step", True)
         for name in ("reverse", "decode"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Expected `{name}` to be a function; got {type(getattr(self, name)).__name__}.")
@@ -193,6 +188,11 @@ class Diffusion:
                 _try_law(law, state, t, name=name, require=require)
 
     @property
+    def has_fixed_last_step(self) -> bool:
+        """Whether `decode` is the default."""
+        return isinstance(self.decode, _LastStep)
+
+    @property
     def batch_shape(self) -> tuple[int, ...] | None:
         """Shape of the batch that the context belongs to; () without one, and None where it is not known yet."""
         return self.reverse.batch_shape if isinstance(self.reverse, _Seeing) else ()
@@ -229,9 +229,8 @@ def _parts(diffusion: Diffusion) -> Any:
 def _of_parts(parts: Any) -> Diffusion:
     kernel, functions, context, seen_in = parts
     diffusion = object.__new__(Diffusion)
-    fixed = len(functions) == 1
-    known = {"kernel": kernel, "context": context, "has_fixed_last_step": fixed, "reverse": functions[0]}
-    for name, value in {**known, "decode": _LastStep(kernel) if fixed else functions[1]}.items():
+    decode = functions[1] if functions[1:] else _LastStep(kernel)
+    for name, value in {"kernel": kernel, "context": context, "reverse": functions[0], "decode": decode}.items():
         object.__setattr__(diffusion, name, value)
     if context is not None:
         diffusion._see(context, seen_in)

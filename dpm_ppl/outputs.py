@@ -140,7 +140,7 @@ def full_normal(kernel: GaussianKernel, x: Array, t: Array, x0: Array, scale: Ar
     from_data, from_state, _ = kernel.posterior_coefficients(t)
     unit = jnp.sqrt(_per_event(kernel, kernel.beta, t))[..., None]
     factor = unit * _lower_triangle(scale, size=kernel.event_shape[-1])
-    return FullNormal(from_data * x0 + from_state * x, scale_tril=factor, validate_args=False)
+    return FullNormal(from_data * x0 + from_state * x, scale_tril=factor)
 
 
 @partial(jax.jit, static_argnames="size")

@@ -18,13 +18,13 @@ from tests.compiling import share_contexts
 # For those that run for long there is `tests.compiling.optimised`. The variable is for what tests start.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
-# XLA's older way to make code for CPUs is the quicker one, and a quarter quicker where it does not split small programs
-# over threads. A flag that it does not know ends the process: ask another.
+# XLA's older way to make code for CPUs is the quicker one, and a training step takes a fifth less where it does not
+# split small programs over threads. A flag that it does not know ends the process: ask another.
 _FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 _QUICKER = {**os.environ, "XLA_FLAGS": _FLAGS}
 _TRIAL = [sys.executable, "-c", "import jax; jax.numpy.ones(1)"]
 if "XLA_FLAGS" not in os.environ and not subprocess.run(_TRIAL, env=_QUICKER, capture_output=True).returncode:
-    os.environ["XLA_FLAGS"] = _QUICKER["XLA_FLAGS"]
+    os.environ["XLA_FLAGS"] = _FLAGS
 # Threads for XLA: on two cores its pool deadlocks for good in large batches of LAPACK calls, which a stock
 # MultivariateNormal makes (see dpm_ppl/distributions.py).
 os.environ.setdefault("NPROC", "4")

@@ -132,7 +132,7 @@ class CategoricalKernel(ScheduledKernel):
 
         Source: Austin et al. 2021, eq. 4, summed by hand for a step that redraws.
         """
-        return self._categorical(_averaged(self._pi, logits, self._check(xt), *self._at(t)))
+        return self._categorical(_averaged(self._pi, logits, self._check(xt), self._at(t)))
 
     @property
     def _pi(self) -> Array:
@@ -163,17 +163,9 @@ def _reaching(pi: Array, x: Array, kept: Array, redrawn: Array) -> Array:
 
 
 @jax.jit
-def _averaged(
-    pi: Array,
-    logits: Array,
-    xt: Array,
-    beta: Array,
-    signal: Array,
-    noise: Array,
-    signal_after: Array,
-    noise_after: Array,
-) -> Array:
-    """The logits of `averaged_posterior`, of what `_at` gives."""
+def _averaged(pi: Array, logits: Array, xt: Array, rates: tuple[Array, ...]) -> Array:
+    """The logits of `averaged_posterior`; `rates` are what `_at` gives."""
+    beta, signal, noise, signal_after, noise_after = rates
     reached = _reaching(pi, xt, signal_after, noise_after)  # q(xt | x^0 = k)
     possible = reached > 0
     log_reached = _log(jnp.where(possible, reached, 1.0))

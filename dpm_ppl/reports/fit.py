@@ -44,7 +44,7 @@ def metrics(
     names += ["elbo_bits_per_dimension", "kl_bits", "prior_matching_bits", "reconstruction_bits"]
     names += ["objective_nats", "objective_nats_se", "num_data"]
     result = {**about, **{name: summary[name] for name in names if name in summary}}
-    if floor is not None and "elbo_bits" in result:
+    if floor is not None:
         result["independent_bits"] = floor / math.log(2)
         result["above_independent_bits"] = result["elbo_bits"] - result["independent_bits"]
     if limit is not None:
@@ -135,7 +135,8 @@ def _of_chain(
     x0 = parts.x0(batch)
     terms = bound(definition, x0, params=fitted.params, key=keys[1], **parts.beside_batch(batch))
     summary = terms.summary()
-    limit = entropy_limit(parts.alone(data), x0)
+    alone = parts.alone(data)
+    limit, floor = entropy_limit(alone, x0), independent_floor(x0, support_of(alone, x0))
 
     times = {0, diffusion.num_steps // 2, diffusion.num_steps}
     # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
@@ -161,11 +162,11 @@ def _of_chain(
             elbo=summary["elbo_nats"],
             null=summary["L_null_nats"],
             entropy_limit=limit,
-            data=parts.alone(data),
+            data=alone,
             title=title,
         )
 
-    figures = metrics(summary, limit=limit, about=about, floor=independent_floor(x0, support_of(parts.alone(data), x0)))
+    figures = metrics(summary, limit=limit, about=about, floor=floor)
     found = problems(summary, terms.kl)
     return figures | ({"problems": found} if found else {}), draw
 
@@ -178,14 +179,17 @@ def _of_whole_program(
     batch = fresh_data(data, key=keys[0], num_data=4000)
     x0 = parts.x0(batch)
     summary = objective(program, fitted.params, batch, key=keys[1])
-    limit = entropy_limit(parts.alone(data), x0) if "elbo_nats" in summary else None
-    figures = metrics(summary, limit=limit, about=about, floor=independent_floor(x0, support_of(parts.alone(data), x0)))
+    alone, limit, floor = parts.alone(data), None, None
+    support = support_of(alone, x0)
+    if "elbo_nats" in summary:
+        limit, floor = entropy_limit(alone, x0), independent_floor(x0, support)
+    figures = metrics(summary, limit=limit, about=about, floor=floor)
 
     def draw() -> Figure:
         return samples_figure(
             draws(parts, fitted.params, key=keys[2], num_samples=2048, context=parts.context(batch)),
-            support=support_of(parts.alone(data), x0),
-            data=parts.alone(data),
+            support=support,
+            data=alone,
             x0=x0,
             losses=fitted.losses,
             elbo=summary.get("elbo_nats", summary.get("objective_nats")),

@@ -25,7 +25,8 @@ def independent_floor(x0: ArrayLike, support: Any) -> float | None:
     Source: the greatest likelihood of a normal is less its entropy at the data's variance, that of a discrete variable
         less the entropy of the data's frequencies.
     """
-    values, each = np.asarray(x0).reshape(len(np.asarray(x0)), -1), coordinate_support(support)
+    values, each = np.asarray(x0), coordinate_support(support)
+    values = values.reshape(len(values), -1)
     if each.is_discrete:
         return -sum(map(_entropy, values.T))
     if each != constraints.real:
