@@ -10,9 +10,10 @@ import platform
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from dpm_ppl.tracing import trace_quietly
 FILE = "run.json"
 
 CHECKPOINTS = "checkpoints"
+
+FORMAT = 2  # of a checkpoint: each leaf is an array of its own; in the first, which has no number, all are one of bytes
 
 _PROBE_BYTES = 1 << 20
 
@@ -160,7 +163,7 @@ class Checkpoint:
         position: Number of iterations done.
         seconds: Time that they took.
         folder: Its directory.
-        leaves: Every array by name; random keys as their key data.
+        leaves: Every array that was asked for, by name; random keys as their key data.
         kinds: Shape and dtype of every leaf, by name.
     """
 
@@ -214,28 +217,26 @@ def save_checkpoint(run_dir: Path, position: int, tree: Any, *, seconds: float, 
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    # All leaves in one array: Orbax reads several at once, and where one is damaged the rest fail noisily in the
-    # background.
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for _, leaf in leaves]
-    content = b"".join(array.tobytes() for array in arrays)
-    about = {
+    arrays = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for _, leaf in leaves]
+    about: dict[str, Any] = {
+        "format": FORMAT,
         "position": position,
         "seconds": seconds,
         "leaves": [
-            [jax.tree_util.keystr(path), _kind(leaf), str(array.dtype), list(array.shape)]
+            [jax.tree_util.keystr(path), _kind(leaf), str(array.dtype), list(array.shape), _checksum(array)]
             for (path, leaf), array in zip(leaves, arrays, strict=True)
         ],
     }
-    about["checksum"] = _checksum(about, content)
+    about["checksum"] = _checksum(about)
+    kept = {str(number): array for number, array in enumerate(arrays) if array.size}  # Orbax takes no empty array
     options = ocp.CheckpointManagerOptions(
         max_to_keep=num_checkpoints, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
     try:
         with _uninterrupted(), ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
             if position not in manager.all_steps():
-                array = {"leaves": np.frombuffer(content, np.uint8)}
-                items = {"arrays": ocp.args.StandardSave(array), "about": ocp.args.JsonSave(about)}
+                items = {"arrays": ocp.args.StandardSave(kept), "about": ocp.args.JsonSave(about)}
                 manager.save(position, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
         raise OSError(
@@ -259,17 +260,21 @@ def newest_position(run_dir: Path) -> int:
     return max(_positions(run_dir), default=0)
 
 
-def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+def newest_checkpoint(run_dir: Path, *, under: str = "") -> Checkpoint | None:
     """Reads the newest checkpoint of a run; None where there is none.
 
+    Args:
+        run_dir: Directory of the run.
+        under: How the names of the leaves begin that are wanted; by default all are.
+
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged; which leaf is named.
     """
     positions = sorted(_positions(run_dir))
     if not positions:
         return None
     try:
-        return _read(run_dir, positions[-1])
+        return _read(run_dir, positions[-1], under)
     except Exception as error:
         fall_back = f"falls back to iteration {positions[-2]}" if positions[1:] else "lets resume=True begin again"
         raise ValueError(
@@ -278,29 +283,66 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
         ) from error
 
 
-def _read(run_dir: Path, position: int) -> Checkpoint:
+def _read(run_dir: Path, position: int, under: str) -> Checkpoint:
     import orbax.checkpoint as ocp  # slow to import
 
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
-        items = ocp.args.Composite(about=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
-        saved = manager.restore(position, args=items)
-    about, content = saved["about"], np.asarray(saved["arrays"]["leaves"]).tobytes()
-    if about.pop("checksum", None) != _checksum(about, content):
-        raise ValueError("its checksum differs")
+
+        def array(name: str) -> np.ndarray:
+            """One alone: Orbax says of several neither which is damaged nor, in the background, anything in quiet."""
+            wanted = ocp.args.PyTreeRestore(
+                {name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
+            )
+            return np.asarray(manager.restore(position, args=ocp.args.Composite(arrays=wanted))["arrays"][name])
+
+        about = manager.restore(position, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        checksum = about.pop("checksum", None)
+        if about.get("format", 1) == 1:
+            leaves = _of_first_format(about, array("leaves"), checksum)
+        elif checksum != _checksum(about):
+            raise ValueError("what it says of its leaves is not what was saved")
+        else:
+            leaves = {
+                row[0]: _leaf(row, partial(array, str(number)))
+                for number, row in enumerate(about["leaves"])
+                if row[0].startswith(under)
+            }
     if about["position"] != position:
         raise ValueError(f"it is of iteration {about['position']}")
-    leaves, begin = {}, 0
-    for name, _, dtype, shape in about["leaves"]:
-        count, dtype = math.prod(shape), jnp.dtype(dtype)
-        leaves[name] = np.frombuffer(content, dtype, count, begin).reshape(shape)
-        begin += count * dtype.itemsize
-    kinds = {name: kind for name, kind, _, _ in about["leaves"]}
+    kinds = {row[0]: row[1] for row in about["leaves"]}
     return Checkpoint(position, about["seconds"], folder(run_dir, position), leaves, kinds)
 
 
-def _checksum(about: dict[str, Any], content: bytes) -> int:
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode(), zlib.crc32(content))
+def _leaf(row: Sequence[Any], read: Callable[[], np.ndarray]) -> np.ndarray:
+    """A leaf, checked against what its row says: Orbax itself does not tell all damage."""
+    name, _, dtype, shape, checksum = row
+    try:
+        array = read() if math.prod(shape) else np.zeros(shape, jnp.dtype(dtype))
+    except Exception as error:
+        raise ValueError(f"the leaf {name} cannot be read: {str(error)[:200]}") from error
+    if (str(array.dtype), list(array.shape), _checksum(array)) != (dtype, shape, checksum):
+        raise ValueError(f"the leaf {name} is not what was saved")
+    return array
+
+
+def _of_first_format(about: Mapping[str, Any], content: np.ndarray, checksum: int) -> dict[str, np.ndarray]:
+    """Leaves by name of a checkpoint that holds all of them in one array of bytes."""
+    written = content.tobytes()
+    if checksum != zlib.crc32(json.dumps(about, sort_keys=True).encode(), zlib.crc32(written)):
+        raise ValueError("its checksum differs")
+    leaves, begin = {}, 0
+    for name, _, dtype, shape in about["leaves"]:
+        count, dtype = math.prod(shape), jnp.dtype(dtype)
+        leaves[name] = np.frombuffer(written, dtype, count, begin).reshape(shape)
+        begin += count * dtype.itemsize
+    return leaves
+
+
+def _checksum(of: Any) -> int:
+    """CRC-32 of an array's bytes, or of a dictionary's JSON."""
+    written = json.dumps(of, sort_keys=True).encode() if isinstance(of, dict) else np.asarray(of).tobytes()
+    return zlib.crc32(written)
 
 
 def _positions(run_dir: Path) -> Iterator[int]:
@@ -352,7 +394,7 @@ def load_params(run_dir: str | Path, program: Callable[..., Any], *args: Any) ->
     """
     if not callable(program):
         raise TypeError(f"Expected `program` to be the model or guide that was fitted; got {type(program).__name__}.")
-    checkpoint = newest_checkpoint(Path(run_dir))
+    checkpoint = newest_checkpoint(Path(run_dir), under="['average']")
     if checkpoint is None:
         raise FileNotFoundError(
             f"Expected a checkpoint of a fit in {Path(run_dir)}; there is none. fit(run_dir=...) saves them."

@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back bit for bit or not at all, and parameters for the program that made them."""
 
+import json
 import shutil
+import zlib
 from functools import partial
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from numpyro.contrib.module import eqx_module
 
@@ -144,34 +147,93 @@ def flipped(path):
 
 @pytest.mark.parametrize("damage", [emptied, halved, flipped, lambda path: path.unlink()])
 def test_damage_to_any_file_is_told_or_does_no_harm(run_dir, damage):
-    whole, told = runs.newest_checkpoint(run_dir), []
+    whole, told = runs.newest_checkpoint(run_dir), {}
     for path in files(run_dir):
         content = path.read_bytes()
         damage(path)
         try:
             found = runs.newest_checkpoint(run_dir)
         except ValueError as error:
-            told.append(str(error))
+            told[str(path.relative_to(run_dir / "checkpoints" / "9"))] = str(error)
         else:  # Orbax does not need the file
             assert found.kinds == whole.kinds
             same(found.leaves, whole.leaves)
         path.write_bytes(content)
-    assert len(told) >= 5
-    for message in told:
+    assert {"about/metadata", "arrays/manifest.ocdbt"} < set(told)
+    assert any(name.startswith("arrays/d/") for name in told)  # where the numbers are
+    for message in told.values():
         assert f"{run_dir / 'checkpoints' / '9'}; it is damaged" in message
         assert "Deleting that directory falls back to iteration 4" in message
     same(runs.newest_checkpoint(run_dir).leaves, whole.leaves)
 
 
+def test_the_damaged_leaf_is_named(tmp_path):
+    """Bits of two large leaves are turned, which Orbax does not tell."""
+    tree = {name: jax.random.bits(jax.random.key(i), (300, 100)) for i, name in enumerate("ab")}  # not compressed
+    runs.save_checkpoint(tmp_path, 3, {**tree, "c": jnp.zeros(3)}, seconds=0.0, num_checkpoints=1)
+    numbers = max((path for path in tmp_path.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    whole, told = numbers.read_bytes(), {}
+    for name, leaf in tree.items():
+        at = whole.find(np.asarray(leaf)[150].tobytes()[:8])
+        assert at > 0
+        numbers.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="it is damaged") as told[name]:
+            runs.newest_checkpoint(tmp_path)
+    for name in tree:
+        assert f"the leaf ['{name}'] " in str(told[name].value)
+        assert len(str(told[name].value)) < 600
+    # Of leaves that are not asked for, none is looked at.
+    same(runs.newest_checkpoint(tmp_path, under="['a']").restore({"a": tree["a"]}), {"a": tree["a"]})
+    with pytest.raises(ValueError, match=r"the leaf \['b'\] "):
+        runs.newest_checkpoint(tmp_path, under="['b']")
+
+
+def in_first_format(run_dir, position, leaves, kinds):
+    """Writes a checkpoint as they were when all leaves were one array of bytes."""
+    rows = [[name, kinds[name], str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()]
+    about = {"position": position, "seconds": 3.5, "leaves": rows}
+    content = b"".join(leaf.tobytes() for leaf in leaves.values())
+    about["checksum"] = zlib.crc32(json.dumps(about, sort_keys=True).encode(), zlib.crc32(content))
+    array = ocp.args.StandardSave({"leaves": np.frombuffer(content, np.uint8)})
+    with ocp.CheckpointManager(run_dir / "checkpoints") as manager:
+        manager.save(position, args=ocp.args.Composite(arrays=array, about=ocp.args.JsonSave(about)))
+
+
+def test_a_checkpoint_of_the_first_format_reads(tmp_path):
+    runs.save_checkpoint(tmp_path / "new", 12, trees(), seconds=3.5, num_checkpoints=3)
+    new = runs.newest_checkpoint(tmp_path / "new")
+    in_first_format(tmp_path / "old", 12, new.leaves, new.kinds)
+    old = runs.newest_checkpoint(tmp_path / "old")
+    assert list(old.leaves) == list(new.leaves)
+    same(old.leaves, new.leaves)
+    assert (old.position, old.seconds, old.kinds) == (12, 3.5, new.kinds)
+    numbers = max((path for path in tmp_path.glob("old/**/d/*")), key=lambda path: path.stat().st_size)
+    flipped(numbers)
+    with pytest.raises(ValueError, match="it is damaged"):
+        runs.newest_checkpoint(tmp_path / "old")
+
+
+def again(run_dir):
+    """The run, continued to its end."""
+    options = {"key": jax.random.key(0), "batch_size": 16, "num_steps_sampled": 2, "progress": False, "resume": True}
+    return fit(model, guide, DATA, num_iterations=9, optimizer=optax.adam(0.01), run_dir=run_dir, **options)
+
+
+def test_a_run_of_the_first_format_ends_the_same(run, run_dir):
+    shutil.rmtree(run_dir / "checkpoints" / "9")
+    before = runs.newest_checkpoint(run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    in_first_format(run_dir, 4, before.leaves, before.kinds)
+    same(again(run_dir).params, run[0].params)
+
+
 def test_deleting_a_damaged_checkpoint_falls_back_and_ends_the_same(run, run_dir):
     for path in files(run_dir):
         emptied(path)
-    options = {"key": jax.random.key(0), "batch_size": 16, "num_steps_sampled": 2, "progress": False, "resume": True}
-    again = partial(fit, model, guide, DATA, num_iterations=9, optimizer=optax.adam(0.01), run_dir=run_dir, **options)
     with pytest.raises(ValueError, match="damaged.*falls back to iteration 4"):
-        again()
+        again(run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "9")
-    same(again().params, run[0].params)
+    same(again(run_dir).params, run[0].params)
 
 
 def test_what_a_killed_save_leaves_is_passed_over(run_dir):
