@@ -13,13 +13,14 @@ from dpm_ppl.inference.posteriors.particles import smc
 from dpm_ppl.inference.posteriors.perturbation import perturbed_chain
 from dpm_ppl.inference.posteriors.posterior import Posterior
 from dpm_ppl.inference.posteriors.rejuvenation import Moves
-from dpm_ppl.inference.posteriors.twists import averaged, constant, denoised, tempered, unguided, widened
+from dpm_ppl.inference.posteriors.twists import averaged, constant, defended, denoised, tempered, unguided, widened
 
 __all__ = [
     "Moves",
     "Posterior",
     "averaged",
     "constant",
+    "defended",
     "denoised",
     "perturbed_chain",
     "smc",

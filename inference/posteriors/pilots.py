@@ -12,7 +12,7 @@ from jax import Array
 from dpm_ppl.inference.posteriors import gaussian_guidance, guidance
 from dpm_ppl.inference.posteriors.conditioning import Target, state_dtype
 from dpm_ppl.inference.posteriors.gaussian_averaging import MOST_COORDINATES
-from dpm_ppl.inference.posteriors.twists import Twist, averaged, tempered, unguided, widened
+from dpm_ppl.inference.posteriors.twists import Twist, averaged, defended, tempered, unguided, widened
 
 NUM_PILOTS = 4  # independent runs of each twist
 
@@ -20,7 +20,7 @@ SHARE = 1 / 3  # of the particles, which all pilots together may have; at least 
 
 LEAST_PARTICLES = 8  # of one pilot
 
-POWERS = (1.0, 0.5, 0.0)  # of r, in the twists of a Gaussian chain: from believing what it predicts to not at all
+SHARES = (0.3, 0.6)  # of the prior in a twist: at little cost where it is right, and where it is not
 
 INDIFFERENT = 0.05  # nats: pilots that are so close say nothing, and the twist named first is taken
 
@@ -39,15 +39,15 @@ def candidates(target: Target) -> tuple[Twist, ...]:
     if kind is None:
         warnings.warn(
             f"{type(diffusion.kernel).__name__} has no {guidance.listed(needs=True)}, from which x^0 is predicted; "
-            "the best of tempered() and unguided() is used. Look at the k-hat of each step.",
+            "the best of tempered(), defended or not, and unguided() is used. Look at the k-hat of each step.",
             stacklevel=2,
         )
-        return (tempered(), unguided())
+        return (tempered(), defended(tempered(), SHARES[-1]), unguided())
     if kind is not gaussian_guidance:
-        return (widened(), tempered(), unguided())
+        return (widened(), defended(widened(), SHARES[-1]), unguided())
     slopes = _is_differentiable(target)
     if math.prod(diffusion.event_shape) <= MOST_COORDINATES:
-        return tuple(averaged(slopes=slopes, power=power) for power in POWERS)
+        return tuple(defended(averaged(slopes=slopes), share) for share in SHARES)
     return (widened(), unguided()) if slopes else (unguided(),)
 
 
@@ -57,6 +57,9 @@ def require_suited(twist: Twist, target: Target) -> Twist:
     Raises:
         ValueError: it needs of the kernel what that lacks, or cannot condition on coordinates that are known exactly.
     """
+    if isinstance(twist, defended):
+        require_suited(twist.twist, target)
+        return twist
     diffusion, name = target.diffusion, f"{type(twist).__name__}()"
     kind = guidance.predicting(diffusion)
     if target.known is not None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import ArrayLike
 
 from dpm_ppl.distributions import inverse_lower
 
@@ -40,6 +41,10 @@ class Unguided:
         """A state of shape (*event), and log p - log q, which is 0."""
         return self.p.sample(key), jnp.zeros(())
 
+    def defended(self, share: Array) -> "Unguided":
+        """Itself."""
+        return self
+
     def undefended(self) -> "Unguided":
         """Itself."""
         return self
@@ -58,6 +63,7 @@ class NormalMove:
         log_p_known: log density, in nats, of coordinates that are known and not drawn.
         p: The reverse step where it is no normal of that mean and covariance; else None.
         event_shape: Shape of a state.
+        defence: Share of draws of the reverse step in place of it, given what is known; None for no such draws.
     """
 
     loc: Array
@@ -67,13 +73,29 @@ class NormalMove:
     log_p_known: Array
     p: dist.Distribution | None
     event_shape: tuple[int, ...]
+    defence: Array | None = None
 
     def draw(self, key: Array) -> tuple[Array, Array]:
         """A state of shape (*event), and log p - log q in nats."""
+        if self.defence is None:
+            e = jax.random.normal(key, self.loc.shape, self.loc.dtype)
+            log_q = -0.5 * jnp.sum(e**2) - _log_det(self.factor)  # in units of the reverse step, less a constant
+            z = self.moved(e)
+            return self.state(z), self.log_p(z) - log_q
+        which_key, key = jax.random.split(key)
         e = jax.random.normal(key, self.loc.shape, self.loc.dtype)
-        z = self.shift + jnp.einsum("bij,bj->bi", self.factor, e)
-        log_q = -0.5 * jnp.sum(e**2) - _log_det(self.factor)  # in units of the reverse step, less a constant
+        z = jnp.where(jax.random.uniform(which_key) < self.defence, e, self.moved(e))
+        log_q = _mixed(self.log_guided(z), -0.5 * jnp.sum(z**2), self.defence)
         return self.state(z), self.log_p(z) - log_q
+
+    def moved(self, e: Array) -> Array:
+        """A draw of the proposal alone, in units of the reverse step, of standard normal numbers."""
+        return self.shift + jnp.einsum("bij,bj->bi", self.factor, e)
+
+    def log_guided(self, z: Array) -> Array:
+        """Log density there of the proposal alone, in nats, less the constant of a normal in those units."""
+        off = jnp.einsum("bij,bj->bi", inverse_lower(self.factor), z - self.shift)
+        return -0.5 * jnp.sum(off**2) - _log_det(self.factor)
 
     def state(self, z: Array) -> Array:
         """The state that is z in units of the reverse step, shape (*event)."""
@@ -86,9 +108,13 @@ class NormalMove:
         constant = _log_det(self.scale_tril) + 0.5 * z.size * math.log(2 * math.pi)
         return self.p.log_prob(self.state(z)) + constant
 
+    def defended(self, share: Array) -> "NormalMove":
+        """With a share of draws of the reverse step."""
+        return replace(self, defence=share)
+
     def undefended(self) -> "NormalMove":
-        """Itself: it has no share of the reverse step."""
-        return self
+        """What is guided alone."""
+        return replace(self, defence=None)
 
 
 @_record()
@@ -122,16 +148,16 @@ class MixtureMove:
         e = math.sqrt(2) * jax.lax.erf_inv(drawn[3:]).reshape(normal.loc.shape)
         row = jnp.searchsorted(jnp.cumsum(jnp.exp(self.log_share[:-1])), point)
         near = self.shifts[row] + jnp.einsum("bij,bj->bi", self.factor, e)
-        whole = normal.shift + jnp.einsum("bij,bj->bi", normal.factor, e)
-        z = jnp.where(guided < self.defence, e, jnp.where(of_points < self.trust, whole, near))
+        z = jnp.where(guided < self.defence, e, jnp.where(of_points < self.trust, normal.moved(e), near))
         off = jnp.einsum("bij,mbj->mbi", inverse_lower(self.factor), z - self.shifts)
         log_near = jax.nn.logsumexp(self.log_share - 0.5 * jnp.sum(off**2, (-1, -2))) - _log_det(self.factor)
-        off = jnp.einsum("bij,bj->bi", inverse_lower(normal.factor), z - normal.shift)
-        log_whole = -0.5 * jnp.sum(off**2) - _log_det(normal.factor)
-        log_base = -0.5 * jnp.sum(z**2)  # in units of the reverse step, less a constant, as are the others
-        log_guided = jnp.logaddexp(jnp.log(self.trust) + log_whole, jnp.log1p(-self.trust) + log_near)
-        log_q = jnp.logaddexp(jnp.log1p(-self.defence) + log_guided, jnp.log(self.defence) + log_base)
+        log_guided = _mixed(log_near, normal.log_guided(z), self.trust)
+        log_q = _mixed(log_guided, -0.5 * jnp.sum(z**2), self.defence)
         return normal.state(z), normal.log_p(z) - log_q
+
+    def defended(self, share: Array) -> "MixtureMove":
+        """With a share of draws of the reverse step beside its own."""
+        return replace(self, defence=_beside(self.defence, share))
 
     def undefended(self) -> "MixtureMove":
         """What is guided alone."""
@@ -147,19 +173,25 @@ class BernoulliMove:
         p: The reverse step, a factorised Bernoulli.
         logits: Logits of the proposal, shape (*event).
         unguided: Logits of what replaces it: those of p, but for coordinates that are known.
+        defence: Share of draws of what replaces it.
     """
 
     p: dist.Distribution
     logits: Array
     unguided: Array
+    defence: ArrayLike = DEFENSIVE
 
     def draw(self, key: Array) -> tuple[Array, Array]:
         """A state of shape (*event), and log p - log q in nats."""
         guided, unguided = (
             dist.Bernoulli(logits=logits).to_event(logits.ndim) for logits in (self.logits, self.unguided)
         )
-        x, log_q = _defended(key, guided, unguided)
+        x, log_q = _defended(key, guided, unguided, self.defence)
         return x, self.p.log_prob(x) - log_q
+
+    def defended(self, share: Array) -> "BernoulliMove":
+        """With a share of draws of the reverse step beside its own."""
+        return replace(self, defence=_beside(self.defence, share))
 
     def undefended(self) -> "BernoulliMove":
         """The guided proposal alone."""
@@ -175,21 +207,27 @@ class CategoricalMove:
         p: The reverse step, a factorised categorical.
         logits: Logits of the proposal, shape (*event, K).
         unguided: Logits of what replaces it: those of p, but for coordinates that are known.
+        defence: Share of draws of what replaces it.
     """
 
     p: dist.Distribution
     logits: Array
     unguided: Array
+    defence: ArrayLike = DEFENSIVE
 
     def draw(self, key: Array) -> tuple[Array, Array]:
         """A state of shape (*event), and log p - log q in nats; -inf where p cannot be that state."""
         guided, unguided = (
             dist.Categorical(logits=logits).to_event(logits.ndim - 1) for logits in (self.logits, self.unguided)
         )
-        x, log_q = _defended(key, guided, unguided)
+        x, log_q = _defended(key, guided, unguided, self.defence)
         log_p = self.p.log_prob(x)
         # "Cannot be" is a finite number in kernels: in a weight it would cancel, and take the rest of the digits along.
         return x, jnp.where(log_p < jnp.finfo(log_p.dtype).min / 8, -jnp.inf, log_p) - log_q
+
+    def defended(self, share: Array) -> "CategoricalMove":
+        """With a share of draws of the reverse step beside its own."""
+        return replace(self, defence=_beside(self.defence, share))
 
     def undefended(self) -> "CategoricalMove":
         """The guided proposal alone."""
@@ -199,16 +237,27 @@ class CategoricalMove:
 Move = Unguided | NormalMove | MixtureMove | BernoulliMove | CategoricalMove
 
 
-def _defended(key: Array, guided: dist.Distribution, unguided: dist.Distribution) -> tuple[Array, Array]:
+def _defended(
+    key: Array, guided: dist.Distribution, unguided: dist.Distribution, share: ArrayLike
+) -> tuple[Array, Array]:
     """A draw of the guided proposal, or now and then of the other, and the log probability of the two together.
 
     Source: Hesterberg 1995 (defensive mixtures).
     """
     which_key, key = jax.random.split(key)
-    defends = jax.random.bernoulli(which_key, DEFENSIVE)
+    defends = jax.random.bernoulli(which_key, share)
     x = jnp.where(defends, unguided.sample(key), guided.sample(key))
-    log_q = jnp.logaddexp(math.log1p(-DEFENSIVE) + guided.log_prob(x), math.log(DEFENSIVE) + unguided.log_prob(x))
-    return x, log_q
+    return x, _mixed(guided.log_prob(x), unguided.log_prob(x), share)
+
+
+def _mixed(log_first: Array, log_second: Array, share: ArrayLike) -> Array:
+    """Log density of a mixture that has this share of the second."""
+    return jnp.logaddexp(jnp.log1p(-jnp.asarray(share)) + log_first, jnp.log(share) + log_second)
+
+
+def _beside(share: ArrayLike, other: Array) -> Array:
+    """The share of the reverse step where one share of a proposal is it already, and another of the whole."""
+    return 1 - (1 - jnp.asarray(share)) * (1 - other)
 
 
 def _log_det(triangular: Array) -> Array:

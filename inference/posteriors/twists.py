@@ -124,6 +124,45 @@ class averaged:
         return gaussian_averaging.Averaging(self.num_points, self.slopes, self.power)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["twist", "share"], meta_fields=[])
+@dataclass(frozen=True)
+class defended:
+    """A twist with a share of the prior: (1 - share) r_t / E r_t + share, so that no particle is all but lost.
+
+    As if that share of the particles were draws of the prior, and stepped as such: whatever r is, and however wrong the
+    twist, the weights are at most about r / (share Z), those of so many draws. Where the twist is right, what it costs
+    is that share. E r_t, over the prior, is the run's own estimate, which leaves the evidence unbiased.
+
+    Args:
+        twist: The twist.
+        share: Share of the prior, in (0, 1).
+
+    Raises:
+        ValueError: share is not in (0, 1).
+
+    Source: Hesterberg 1995 (defensive mixtures), of a twist in place of a proposal.
+    """
+
+    twist: Twist
+    share: ArrayLike = 0.3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, int | float) and not 0 < self.share < 1:
+            raise ValueError(f"Expected `share`, of draws of the prior, in (0, 1); got {self.share}.")
+
+    def start(self, target: Target) -> Move:
+        """The move that draws x^T."""
+        return self.twist.start(target)
+
+    def at(self, target: Target, x: Array, t: Array) -> tuple[Array, Move]:
+        """Log r_t(x^t) of the twist itself, and its move to x^(t-1); `smc` adds the share."""
+        return self.twist.at(target, x, t)
+
+    def last(self, target: Target, x: Array) -> tuple[Array, Move]:
+        """The same at t = 1."""
+        return self.twist.last(target, x)
+
+
 @dataclass(frozen=True)
 class unguided:
     """No twist: particles are draws of the prior, weighed by r at the end. For any r at all that the prior meets."""

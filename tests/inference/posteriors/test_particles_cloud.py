@@ -7,18 +7,17 @@ import numpyro.distributions as dist
 import pytest
 
 from dpm_ppl.inference.posteriors.particles import (
-    FORBIDDEN,
     UNKNOWN,
     Cloud,
     Step,
     arrive,
     as_told,
     finish,
-    lowest,
-    positive,
+    log_mean,
     resample,
+    with_prior,
 )
-from dpm_ppl.inference.posteriors.proposals import Unguided
+from dpm_ppl.inference.posteriors.proposals import BernoulliMove, Unguided
 from dpm_ppl.inference.psis import psis
 from tests.oracles import worst
 
@@ -106,10 +105,31 @@ def test_ancestors_are_counted_by_those_with_a_weight():
     assert int(diagnosis.num_ancestors) == 2
 
 
-def test_a_twist_of_zero_is_made_positive():
-    def made(log_r):
-        return positive(steps(log_r), lowest(jnp.asarray(log_r))).log_r
+def test_a_twist_has_its_share_of_the_prior():
+    """(1 - share) r / E r + share, E r being the run's estimate; what is NaN stays so, and says so."""
+    log_r, weight = np.array([1.0, -np.inf, -3.0, np.nan]), np.array([2.0, 0.5, 1.0, 3.0])
+    before = cloud(np.log(weight), log_evidence=jnp.asarray(0.7))
+    mean = log_mean(before, jnp.asarray(log_r))
+    expected = np.exp(0.7) * (2 * np.exp(1.0) + np.exp(-3.0)) / 4
+    np.testing.assert_allclose(np.exp(mean), expected)
+    after = with_prior(steps(log_r), mean, 0.3, defends=True)
+    np.testing.assert_allclose(np.exp(after.log_r)[:3], 0.7 * np.exp(log_r[:3]) / expected + 0.3)
+    assert np.isnan(after.log_r[3])
+    only_where_zero = with_prior(steps(log_r), mean, 0.01, defends=False).log_r
+    np.testing.assert_allclose(np.exp(only_where_zero)[:3], [np.exp(1.0) / expected, 0.01, np.exp(-3.0) / expected])
+    assert np.isnan(only_where_zero[3])
+    nothing = jnp.full(4, -jnp.inf)
+    np.testing.assert_allclose(
+        with_prior(steps(nothing), log_mean(before, nothing), 0.3, defends=False).log_r, np.log(0.3)
+    )
 
-    np.testing.assert_array_equal(made(np.array([1.0, -np.inf, -3.0])), [1.0, 1.0 - FORBIDDEN, -3.0])
-    assert np.isfinite(made(np.full(3, -np.inf))).all()
-    assert np.isnan(made(np.array([np.nan, 0.0]))[0])
+
+def test_moves_go_with_their_twist():
+    """Where a share of the twist is the prior's, so many steps are the reverse step."""
+    p = dist.Bernoulli(logits=jnp.zeros((3, 1))).to_event(1)
+    move = jax.vmap(lambda p: BernoulliMove(p, jnp.ones(1), jnp.zeros(1), 0.1))(p)
+    log_r = jnp.array([0.0, -30.0, 2.0])
+    after = with_prior(Step(log_r, move), jnp.asarray(0.5), 0.3, defends=True)
+    of_prior = 0.3 / (0.7 * np.exp(log_r - 0.5) + 0.3)
+    np.testing.assert_allclose(after.move.defence, 1 - 0.9 * (1 - of_prior))
+    assert after.move.defence[1] > 0.999

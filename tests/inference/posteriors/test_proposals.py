@@ -38,6 +38,35 @@ def test_a_normal_move_is_weighed_by_the_ratio_of_densities(factor, p):
     assert worst((x, off[:, :, None] * off[:, None, :]), (q.mean, q.covariance_matrix)) < 3
 
 
+@pytest.mark.parametrize("p", [None, dist.MultivariateNormal(jnp.array([0.1, -1.0]), scale_tril=0.9 * jnp.eye(2))])
+def test_a_normal_move_is_defended_by_the_reverse_step(p):
+    move = NormalMove(LOC, TRIL, SHIFT, jnp.tril(FACTOR), jnp.asarray(0.25), p, (2,))
+    x, log_ratio = draws(move.defended(jnp.asarray(0.3)))
+    whole = dist.MultivariateNormal(LOC[0] + TRIL[0] @ SHIFT[0], scale_tril=TRIL[0] @ jnp.tril(FACTOR)[0])
+    base = dist.MultivariateNormal(LOC[0], scale_tril=TRIL[0])
+    log_q = jnp.logaddexp(jnp.log(0.7) + whole.log_prob(x), jnp.log(0.3) + base.log_prob(x))
+    over, known = (base, 0.25) if p is None else (p, 0.0)
+    np.testing.assert_allclose(log_ratio, over.log_prob(x) - log_q + known, rtol=1e-7, atol=1e-9)
+    assert worst(x, 0.7 * whole.mean + 0.3 * base.mean) < 3
+    again, same = draws(move.defended(jnp.asarray(0.3)).undefended())
+    np.testing.assert_array_equal(again, draws(move)[0])
+    np.testing.assert_array_equal(same, draws(move)[1])
+
+
+def test_a_share_of_the_reverse_step_goes_beside_the_proposals_own():
+    """1 - (1 - 0.1)(1 - 0.5) in all; a share of one is the reverse step."""
+    p = dist.Bernoulli(logits=jnp.array([0.4, -1.1, 2.0])).to_event(1)
+    move = BernoulliMove(p, jnp.array([-3.0, 1.0, 0.2]), p.base_dist.logits)
+    _, log_ratio = draws(move.defended(jnp.asarray(1.0)))
+    np.testing.assert_allclose(log_ratio, 0, atol=1e-12)
+    whole = 1 - (1 - DEFENSIVE) * 0.5
+    x, log_ratio = draws(move.defended(jnp.asarray(0.5)))
+    state = x @ jnp.array([4, 2, 1])
+    guided = np.exp(dist.Bernoulli(logits=move.logits).to_event(1).log_prob(STATES))
+    unguided = np.exp(p.log_prob(STATES))
+    np.testing.assert_allclose(log_ratio, np.log(unguided / ((1 - whole) * guided + whole * unguided))[state])
+
+
 def test_a_bernoulli_move_is_a_defended_proposal():
     p = dist.Bernoulli(logits=jnp.array([0.4, -1.1, 2.0])).to_event(1)
     logits = jnp.array([-3.0, 1.0, 0.2])

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.inference import constant, denoised, smc, tempered, widened
+from dpm_ppl.inference import averaged, constant, defended, denoised, smc, tempered, unguided, widened
 from dpm_ppl.inference.posteriors.proposals import Unguided
 from tests.oracles import STATES, BernoulliOracle, GaussianOracle, WithoutClosedForms, worst
 
@@ -179,3 +179,57 @@ def test_twists_over_bits_are_exact_where_states_are_forbidden(twist):
 
     got = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 20))
     assert worst(got, (np.exp(log_joint - log_evidence) @ STATES, log_evidence)) < 3
+
+
+# Shares of the prior.
+
+
+def wrong_chain(y):
+    """Reverse steps that are no Bayes' rule: what they predict of x^0 is not where the chain goes."""
+    kernel = dpm.GaussianKernel(np.full(8, 1 - 0.01 ** (1 / 8)), (2,))
+    beta = jnp.asarray(kernel.beta)
+
+    def reverse(x, t):
+        at = beta[t - 1][..., None]
+        mean = jnp.sqrt(1 - at) * x + 0.3 * jnp.sin(2 * x) + 0.2
+        return dist.Normal(mean, jnp.sqrt(at) * jnp.ones(2)).to_event(1)
+
+    x = dpm.reverse_chain("x", dpm.Diffusion(kernel, reverse, lambda x: reverse(x, jnp.ones(x.shape[:-1], int))))
+    numpyro.sample("y", dist.Normal(x, 0.3).to_event(1), obs=y)
+
+
+def test_a_share_of_the_prior_bounds_what_a_wrong_twist_costs():
+    """Beside the chain's own draws: on a chain that its steps mispredict, with each twist, and one unlike r."""
+    y, keys = jnp.array([0.5, -1.0]), jax.random.split(jax.random.key(0), 20)
+
+    def log_evidence(twist, num):
+        run = smc(wrong_chain, "x", params={}, num_particles=num, twist=twist)
+        return np.asarray(jax.jit(lambda keys: jax.lax.map(lambda key: run(key, y).log_evidence, keys))(keys))
+
+    prior = log_evidence(unguided(), 50_000)
+    truth = np.log(np.mean(np.exp(prior)))
+    error = {
+        twist: log_evidence(twist, 2000) - truth
+        for twist in (widened(), defended(widened()), averaged(), defended(averaged()), defended(Wayward(), 0.5))
+    }
+    rms = {twist: np.sqrt(np.mean(of**2)) for twist, of in error.items()}
+    of_prior = np.std(np.exp(prior - truth), ddof=1) * np.sqrt(50_000 / 2000)
+    for twist in (widened(), averaged()):
+        assert rms[twist] > 2.5 * of_prior
+        assert rms[defended(twist)] < 1.3 * of_prior
+        assert np.abs(error[defended(twist)]).max() < 0.35
+    assert rms[defended(Wayward(), 0.5)] < 2 * of_prior
+
+
+def test_a_share_of_the_prior_costs_that_share_where_the_twist_is_right():
+    means, p = runs(observed, defended(averaged(), 0.3), [WIDE, NARROW])
+    for number, scale in enumerate((WIDE, NARROW)):
+        of = jax.tree.map(lambda leaf, number=number: leaf[number], p)
+        check_exact(means[number], of, scale)
+        assert np.mean(of.ess[:, 0]) > 0.5 * 1000
+
+
+@pytest.mark.parametrize("share", [0, 1.0, -0.2, 2])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"`share`, of draws of the prior, in \(0, 1\)"):
+        defended(widened(), share)
