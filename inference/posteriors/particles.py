@@ -60,7 +60,6 @@ def smc(
             numbers `averaged()` with shares of 0.3 and 0.6 of the prior (`defended`), which is never much worse than as
             many draws of it; of more `widened()` and `unguided()`; of bits and letters these and `widened()` with a
             share of 0.6; likewise `tempered()` where the kernel lacks closed forms (a warning says so).
-            `Posterior.twist` says which.
         threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
         moves: How often latents are moved; None for never. `Posterior.acceptance` says how many moves were taken.
         mesh: Devices that particles are split over, by default all that JAX sees. Resampling is that of one device: the
