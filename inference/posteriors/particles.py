@@ -289,10 +289,16 @@ class Diagnosis(NamedTuple):
 LEAST_SHARE = 0.005  # of the prior where a twist that has none is 0: a state that r forbids may lead to one it allows
 
 
+def weighed(cloud: Cloud, log_r: Array, spread: Spread) -> tuple[Array, Array]:
+    """Log weights of the particles with r_t, in nats, and which were NaN or +inf: they count as zero."""
+    log_weight = spread.gathered(cloud.log_weight + log_r)
+    nan = jnp.isnan(log_weight) | (log_weight == jnp.inf)
+    return jnp.where(nan, -jnp.inf, log_weight), nan
+
+
 def log_mean(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> Array:
     """The run's estimate of log E r_t over the prior, in nats; 0 where r_t is zero at all particles."""
-    log_weight = spread.gathered(cloud.log_weight + log_r)
-    log_weight = jnp.where(jnp.isnan(log_weight) | (log_weight == jnp.inf), -jnp.inf, log_weight)
+    log_weight, _ = weighed(cloud, log_r, spread)
     mean = cloud.log_evidence + jax.nn.logsumexp(log_weight) - math.log(len(log_weight))
     return jnp.where(mean > -jnp.inf, mean, 0.0)
 
@@ -308,9 +314,7 @@ def with_prior(steps: Step, log_mean: Array, share: ArrayLike, *, defends: bool)
 
 def arrive(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> tuple[Cloud, Diagnosis]:
     """Weighs the particles by r_t, which completes w = p r_t / (q r_(t+1)); and says how even the weights are."""
-    log_weight = spread.gathered(cloud.log_weight + log_r)
-    nan = jnp.isnan(log_weight) | (log_weight == jnp.inf)
-    log_weight = jnp.where(nan, -jnp.inf, log_weight)
+    log_weight, nan = weighed(cloud, log_r, spread)
     num = len(log_weight)
     share = spread.gathered(jax.nn.softmax(log_weight))
     ess = 1 / jnp.sum(share**2)

@@ -138,7 +138,7 @@ class defended:
         share: Share of the prior, in (0, 1).
 
     Raises:
-        ValueError: share is not in (0, 1).
+        ValueError: share is not in (0, 1), or the twist has one already, which would be ignored.
 
     Source: Hesterberg 1995 (defensive mixtures), of a twist in place of a proposal.
     """
@@ -149,6 +149,8 @@ class defended:
     def __post_init__(self) -> None:
         if isinstance(self.share, int | float) and not 0 < self.share < 1:
             raise ValueError(f"Expected `share`, of draws of the prior, in (0, 1); got {self.share}.")
+        if isinstance(self.twist, defended):
+            raise ValueError(f"Expected a twist without a share of the prior; got {self.twist}. Give it the one share.")
 
     def start(self, target: Target) -> Move:
         """The move that draws x^T."""

@@ -233,3 +233,8 @@ def test_a_share_of_the_prior_costs_that_share_where_the_twist_is_right():
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ValueError, match=r"`share`, of draws of the prior, in \(0, 1\)"):
         defended(widened(), share)
+
+
+def test_a_twist_is_defended_once():
+    with pytest.raises(ValueError, match=r"without a share of the prior; got defended\(twist=widened.*the one share"):
+        defended(defended(widened()), 0.5)
