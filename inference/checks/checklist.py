@@ -19,6 +19,7 @@ from dpm_ppl.inference.checks.laws import bayes, kernel
 from dpm_ppl.inference.checks.precision import cost, precision
 from dpm_ppl.inference.checks.report import Finding, Report, failed, passed
 from dpm_ppl.inference.checks.reverse import reverse
+from dpm_ppl.inference.checks.rows import rows
 from dpm_ppl.inference.checks.subject import Subject, subject
 from dpm_ppl.inference.checks.variance import variance
 
@@ -118,6 +119,7 @@ def _checks(ready: Subject) -> Iterator[tuple[Callable[[], Iterator[Finding]], s
         yield partial(reverse, chain), "reverse steps"
         yield partial(variance, ready, chain), "reverse variance"
         yield partial(data, ready, chain), "data"
+    yield partial(rows, ready), "rows"
     yield partial(gradients, ready), "gradients"
     yield partial(bounds, ready), "loss"
     yield partial(precision, ready), "float32"

@@ -27,6 +27,7 @@ from dpm_ppl.inference import (
 )
 from dpm_ppl.inference.likelihoods.bounds import bound_terms
 from dpm_ppl.inference.likelihoods.weights import forward_weights, reverse_weights
+from tests.oracles import STATES, BernoulliOracle, worst
 
 T = 4
 BETA = np.array([0.1, 0.3, 0.2, 0.6])
@@ -218,21 +219,115 @@ def test_posteriors_of_a_datum_are_beside_its_context(sampler, which):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), beside, alone)
 
 
+BITS = BernoulliOracle()
+TABLE = BITS.params["table"]
+
+
+def given_bits(c):
+    """The enumerated chain, whose logits a context moves."""
+    chain, table = BITS.diffusion(), numpyro.param("table", TABLE)
+    place = np.array([4, 2, 1])
+    reverse = lambda x, t, c: dist.Bernoulli(logits=table[t - 2, x @ place] + c).to_event(1)  # noqa: E731
+    return dpm.Diffusion(chain.kernel, reverse, context=c)
+
+
+@pytest.mark.parametrize("num_data", SIZES)
+def test_bits_beside_a_context_are_enumerated(num_data):
+    """Every reading's ELBO, the bound and the likelihood, against sums over all trajectories, one datum at a time."""
+    rng = np.random.default_rng(num_data)
+    which, c = rng.integers(8, size=num_data), jnp.asarray(1.5 * rng.normal(size=(num_data, 3)))
+    x0 = jnp.asarray(STATES[which])
+
+    def exact(c):
+        """ELBO and log likelihood of each."""
+        each = zip(np.asarray(c), which, strict=True)
+        moved = [(TABLE + own, state) for own, state in each]
+        return (
+            np.array([BITS.elbos(table)[state] for table, state in moved]),
+            np.array([jax.nn.logsumexp(BITS.log_model(table)[state]) for table, state in moved]),
+        )
+
+    def seen(c, x0=None):
+        with numpyro.plate("data", len(c)):
+            dpm.reverse_chain("x", given_bits(c), obs=x0)
+
+    def drawn(c, x0):
+        with numpyro.plate("data", len(c)):
+            dpm.forward_chain("x", given_bits(c), x0)
+
+    def loss(key, read):
+        return TraceMeanField_ELBO().loss(key, BITS.params, read(seen), read(drawn), c, x0)
+
+    readings = [lambda fn: fn, *(partial(dpm.subsample_steps, size=size) for size in (2, None))]
+    every = jax.jit(lambda keys: jnp.stack([jax.lax.map(partial(loss, read=read), keys) for read in readings], -1))
+    losses = every(jax.random.split(KEY, 2000))
+    options = {"params": BITS.params, "key": KEY, "context": c}
+    likelihood = log_likelihood(given_bits, x0, num_particles=4000, progress=False, **options)
+    elbos, log_prob = exact(c)
+    assert worst(-losses, elbos.sum()) < 3
+    assert worst(likelihood.log_weight, elbos) < 3
+    assert worst(np.exp(likelihood.log_weight), np.exp(log_prob)) < 3
+    terms = bound(given_bits, x0, num_samples=500, **options)
+    error = np.sqrt(np.asarray(terms.elbo_variance) / 500)
+    np.testing.assert_array_less(np.abs(np.asarray(terms.elbo) - elbos), 4 * error + 1e-9)
+    if num_data > 1:  # and beside another's they are others
+        rolled = [values.sum() for values in exact(jnp.roll(c, 1, 0))]
+        assert min(worst(-losses, rolled[0]), abs(rolled[1] - log_prob.sum()) / 0.02) > 5
+
+
+def test_posteriors_of_bits_are_beside_their_context():
+    """Evidence and marginals given a noisy reading, against enumeration."""
+    c = jnp.asarray(1.5 * np.random.default_rng(3).normal(size=(3, 3)))
+    y = jnp.array([1, 0, 1])
+
+    def program(y, c):
+        x0 = dpm.reverse_chain("x", given_bits(c))
+        numpyro.sample("y", dist.Bernoulli(0.15 + 0.7 * x0).to_event(1), obs=y)
+
+    run = smc(program, "x", params=BITS.params, num_particles=500)
+
+    def one(key, c):
+        posterior = run(key, y, c)
+        return posterior.log_evidence, posterior.mean()
+
+    every = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+    log_evidence, means = every(jax.random.split(KEY, 30), c)
+    log_r = dist.Bernoulli(0.15 + 0.7 * STATES).to_event(1).log_prob(y)
+    for i in range(3):
+        log_prior = jax.nn.logsumexp(BITS.log_model(TABLE + c[i]).reshape(8, -1), axis=-1)
+        total = jax.nn.logsumexp(log_prior + log_r)
+        assert worst(np.exp(log_evidence[:, i]), np.exp(total)) < 3
+        assert worst(means[:, i], np.exp(log_prior + log_r - total) @ STATES) < 3.5
+
+
 def test_two_plates():
+    """Each element of a grid is scored beside its own context; one rolled along either plate is seen by every law."""
     rng = np.random.default_rng(4)
-    x0, c = (
-        jnp.asarray(rng.normal(size=(3, 2, 2))),
-        jax.tree.map(jnp.asarray, {"shift": rng.normal(size=(3, 2, 1)), "level": rng.normal(size=(3, 2))}),
-    )
-    with handlers.seed(rng_seed=0), handlers.substitute(data=PARAMS), handlers.trace() as trace:
+    x0 = jnp.asarray(rng.normal(size=(3, 2, 2)))
+    c = jax.tree.map(jnp.asarray, {"shift": rng.normal(size=(3, 2, 1)), "level": rng.normal(size=(3, 2))})
+
+    def grid(program):
         with numpyro.plate("outer", 3, dim=-2), numpyro.plate("inner", 2):
-            dpm.reverse_chain("x", given(c), obs=x0)
-    site = trace["x"]
-    _, decode = laws(0.4)
-    x1 = trace["x_chain"]["value"][:, :, 0]
+            program()
+
+    def scores(c, chain):
+        """Log densities of x^0 and of the trajectory, shape (3, 2) each."""
+        fixed = {**PARAMS, "x_chain": chain}
+        with handlers.seed(rng_seed=0), handlers.substitute(data=fixed), handlers.trace() as trace:
+            grid(lambda: dpm.reverse_chain("x", given(c), obs=x0))
+        return np.stack([trace[name]["fn"].log_prob(trace[name]["value"]) for name in ("x", "x_chain")])
+
+    with handlers.seed(rng_seed=0), handlers.substitute(data=PARAMS), handlers.trace() as drawn:
+        grid(lambda: dpm.forward_chain("x", given(c), x0))
+    chain = drawn["x_chain"]["value"]
+    own = scores(c, chain)
     for i, j in np.ndindex(3, 2):
-        expected = decode(x1[i, j], row(row(c, i), j)).log_prob(x0[i, j])
-        np.testing.assert_allclose(site["fn"].log_prob(x0)[i, j], expected, rtol=1e-12)
+        alone = instantiate(partial(of_one, row(row(c, i), j)), PARAMS)
+        expected = alone.decode(chain[i, j, 0]).log_prob(x0[i, j]), ReverseChain(alone).log_prob(chain[i, j])
+        np.testing.assert_allclose(own[:, i, j], expected, rtol=1e-12)
+    for axis in (0, 1):
+        rolled = scores(jax.tree.map(lambda leaf, axis=axis: jnp.roll(leaf, 1, axis), c), chain)
+        assert np.abs(rolled - own).min() > 1e-3
 
 
 class TestBadInput:
