@@ -9,6 +9,7 @@ Source: Theis, van den Oord and Bethge 2016, section 3.1.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Images:
             )
         return cls(train[:-num_validation], train[-num_validation:], test, levels)
 
-    @property
+    @cached_property
     def scale(self) -> "Scale":
         """The scale on which the dequantised training images have mean 0 and variance 1, over all their pixels."""
         return Scale.of(self.train, levels=self.levels)
@@ -108,6 +109,15 @@ class Scale:
         require_levels(images, levels=self.levels)
         noise = np.random.default_rng(seed).random(images.shape, np.float32)
         return ((images + noise - self.shift) / self.width).astype(np.float32)
+
+    def centre(self, images: np.ndarray) -> np.ndarray:
+        """Images as real numbers, each level at the middle of its interval; of the same shape, in single precision.
+
+        Raises:
+            TypeError, ValueError: the images are not integers 0..levels - 1.
+        """
+        require_levels(images, levels=self.levels)
+        return ((images + np.float32(0.5 - self.shift)) / np.float32(self.width)).astype(np.float32)
 
     def quantise(self, x: Any) -> np.ndarray:
         """The level that each number came from, the nearest one outside the range; integers of x's shape."""

@@ -30,7 +30,7 @@ from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.parts import Parts, parts_of
 from dpm_ppl.programs import Program, called
 from dpm_ppl.reports.budget import affordable
-from dpm_ppl.reports.numbers import explained, in_bits, known_or_none, with_error
+from dpm_ppl.reports.numbers import explained, in_bits, known_or_none, of_pixels, with_error
 from dpm_ppl.reports.objective import NO_LIKELIHOOD, has_likelihood
 
 
@@ -130,7 +130,7 @@ def table(figures: Mapping[str, Any]) -> str:
     rows = [*(_likelihood_rows(figures) if "estimates" in figures else []), *_comparison_rows(figures)]
     lines = [f"{head}in {figures['seconds']:.0f} s; bits per datum"]
     lines += [f"  {label:<24}{value}".rstrip() for label, value in rows]
-    shown = ["elbo_bits", "K_bits", "entropy_limit_bits"]
+    shown = ["elbo_bits", "K_bits", "entropy_limit_bits", "elbo_bits_per_pixel", "bits_per_dimension"]
     lines += explained(
         [name for name in shown if figures.get(name) is not None] + ["paired_gap_bits"] * ("gap_bits" in figures)
     )
@@ -143,6 +143,10 @@ def _likelihood_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("K (the paper's form)", with_error(figures, "K_bits")))
     rows += [(f"estimate, S = {row['num_particles']:,}", with_error(row, "bits")) for row in figures["estimates"]]
     rows.append(("PSIS", with_error(figures, "psis_bits")))
+    if "bits_per_dimension" in figures:
+        of_pixel = {"ELBO per pixel": "elbo_bits_per_pixel", "K per pixel": "K_bits_per_pixel"}
+        of_pixel |= {"estimate per pixel": "estimate_bits_per_pixel", "bits per dimension": "bits_per_dimension"}
+        rows += [(label, with_error(figures, name)) for label, name in of_pixel.items() if name in figures]
     if figures.get("entropy_limit_bits") is not None:
         rows.append(("entropy limit", with_error(figures, "entropy_limit_bits")))
     if figures.get("gap_bits") is not None:
@@ -304,7 +308,8 @@ def evaluate_program(
     """
     parts = parts_of(program, data)
     of = _of_chain if parts.definition is not None else _of_whole_program
-    return of(program, parts, params, data, num_particles=num_particles, num_data=num_data, about=about, key=key)
+    found = of(program, parts, params, data, num_particles=num_particles, num_data=num_data, about=about, key=key)
+    return replace(found, figures=found.figures | of_pixels(found.figures, program.data()))
 
 
 def _of_chain(

@@ -19,9 +19,11 @@ from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import fit_figure
 from dpm_ppl.reports.floor import independent_floor
-from dpm_ppl.reports.numbers import explained
+from dpm_ppl.reports.numbers import explained, of_pixels
 from dpm_ppl.reports.objective import objective
 from dpm_ppl.reports.samples import draws, samples_figure
+
+_FLOOR_DATA = 2000  # of the independent floor, at least
 
 
 def metrics(
@@ -65,6 +67,9 @@ def table(figures: Mapping[str, Any]) -> str:
         "independent floor": "independent_bits",
         "entropy limit": "entropy_limit_bits",
         "gap to the limit": "gap_bits",
+        "ELBO per pixel": "elbo_bits_per_pixel",
+        "K per pixel": "K_bits_per_pixel",
+        "bits per dimension": "bits_per_dimension",
     }
     lines = [
         f"{figures['model']}: {figures['iterations']:,} iterations in {figures['seconds']:.0f} s; "
@@ -121,7 +126,8 @@ def report(
     """
     parts = parts_of(program, data)
     of = _of_chain if parts.definition is not None else _of_whole_program
-    return of(program, parts, data, fitted, about=about, key=key)
+    figures, draw = of(program, parts, data, fitted, about=about, key=key)
+    return figures | of_pixels(figures, program.data()), draw
 
 
 def _of_chain(
@@ -136,7 +142,10 @@ def _of_chain(
     terms = bound(definition, x0, params=fitted.params, key=keys[1], **parts.beside_batch(batch))
     summary = terms.summary()
     alone = parts.alone(data)
-    limit, floor = entropy_limit(alone, x0), independent_floor(x0, support_of(alone, x0))
+    many = x0
+    if len(x0) < _FLOOR_DATA:  # too few to choose the law of each coordinate by
+        many = parts.x0(fresh_data(data, key=jax.random.fold_in(keys[0], 1), num_data=_FLOOR_DATA))
+    limit, floor = entropy_limit(alone, x0), _floor(program, many, support_of(alone, x0))
 
     times = {0, diffusion.num_steps // 2, diffusion.num_steps}
     # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
@@ -171,6 +180,10 @@ def _of_chain(
     return figures | ({"problems": found} if found else {}), draw
 
 
+def _floor(program: Program, x0: ArrayLike, support: Any) -> float | None:
+    return independent_floor(x0, support, levels_of=getattr(program.data(), "levels_of", None))
+
+
 def _of_whole_program(
     program: Program, parts: Parts, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
 ) -> tuple[dict[str, Any], Callable[[], Figure]]:
@@ -182,7 +195,7 @@ def _of_whole_program(
     alone, limit, floor = parts.alone(data), None, None
     support = support_of(alone, x0)
     if "elbo_nats" in summary:
-        limit, floor = entropy_limit(alone, x0), independent_floor(x0, support)
+        limit, floor = entropy_limit(alone, x0), _floor(program, x0, support)
     figures = metrics(summary, limit=limit, about=about, floor=floor)
 
     def draw() -> Figure:

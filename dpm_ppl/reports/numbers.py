@@ -18,12 +18,41 @@ WORDS = {  # what a row of a table means, where the name does not say
         "Independent floor: the best that a law of independent coordinates does on these data, normal ones of real "
         "numbers; a fit near it has found no structure."
     ),
+    "elbo_bits_per_pixel": "A pixel is all its channels, on the scale that the chain sees.",
+    "bits_per_dimension": (
+        "Bits per dimension: what the ELBO says it takes to store a level of a pixel and channel; fewer is better."
+    ),
     "entropy_limit_bits": "Entropy limit: the data's own expected log density, which no model exceeds.",
     "paired_gap_bits": (
         "Gap, datum by datum: each datum's own log density less its estimate, so that which data were drawn cancels; "
         "it need not be the difference of the two means above."
     ),
 }
+
+
+def of_pixels(figures: Mapping[str, Any], source: Any) -> dict[str, float]:
+    """What bits per datum are of an image: per pixel, all its channels, and per dimension of its levels.
+
+    Args:
+        figures: Numbers in bits per datum, of which `elbo_bits`, `K_bits`, `K_minus_L_null_bits` and `estimate_bits`
+            count, and their errors.
+        source: The program's data. What has `bits_per_dimension`, such as `dpm_ppl.datasets.Dequantised`, is images.
+
+    Returns:
+        Those per pixel under `{name}_per_pixel`, higher is better; and `bits_per_dimension` of the levels by the ELBO,
+        with its error, fewer is better. Nothing where the data are no images of levels.
+    """
+    if not hasattr(source, "bits_per_dimension"):
+        return {}
+    shape, found = source.event_shape, {}
+    for name in ("elbo_bits", "K_bits", "K_minus_L_null_bits", "estimate_bits"):
+        for suffix in ("", "_se"):
+            if (value := figures.get(f"{name}{suffix}")) is not None:
+                found[f"{name}_per_pixel{suffix}"] = value / math.prod(shape[:2])
+    if figures.get("elbo_bits") is not None:
+        found["bits_per_dimension"] = source.bits_per_dimension(figures["elbo_bits"] * math.log(2))
+        found["bits_per_dimension_se"] = figures["elbo_bits_se"] / math.prod(shape)
+    return found
 
 
 def explained(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,15 @@ from dpm_ppl.programs import called
 from dpm_ppl.reports.objective import has_likelihood
 from tests.compiling import optimised
 
-IMAGES = {"mnist_binary"}  # need files, and networks that take minutes to compile: their own tests take them small
+IMAGES = {
+    "bark",
+    "cifar10",
+    "cifar10_2015",
+    "dead_leaves",
+    "mnist",
+    "mnist_2015",
+    "mnist_binary",
+}  # need files, and networks that take minutes to compile: their own tests take them small
 NOISY = {"hvae", "swiss_roll", "vdm"}  # of whose loss small batches tell too little
 PROGRAMS = [module.name for module in pkgutil.iter_modules(models.__path__) if module.name not in IMAGES]
 

@@ -11,6 +11,7 @@ from dpm_ppl.datasets import files
 from dpm_ppl.inference import fit
 from dpm_ppl.models import mnist_binary
 from dpm_ppl.programs import instantiate
+from tests.models.images import fits_on_a_screen, learns
 from tests.models.test_swiss_roll import start
 
 T, SHAPE = 6, (4, 8)
@@ -31,9 +32,7 @@ def params(small):
 
 
 def test_fits_on_a_screen():
-    page = find.load("mnist_binary")
-    assert len(page.path.read_text().splitlines()) <= 60
-    assert page.summary.endswith(".")
+    fits_on_a_screen("mnist_binary")
 
 
 def test_reverse_steps_are_the_kernel_where_the_network_says_nothing(small, params):
@@ -56,3 +55,8 @@ def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
 
 def test_recipes_are_options_of_fit():
     assert set(mnist_binary.GPU) == set(mnist_binary.recipe) <= set(fit.__kwdefaults__ or {}) | {"num_iterations"}
+
+
+@pytest.mark.data
+def test_it_learns():
+    learns("mnist_binary")

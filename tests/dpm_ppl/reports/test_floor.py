@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 
+from dpm_ppl.datasets import Centred, Scale
 from dpm_ppl.reports.floor import independent_floor
 
 RNG = np.random.default_rng(0)
@@ -38,3 +39,13 @@ def test_bits_and_letters_are_as_frequent_as_they_are():
 def test_of_angles_there_is_none_and_of_what_never_changes_no_end():
     assert independent_floor(np.ones((5, 2)), constraints.independent(constraints.circular, 1)) is None
     assert independent_floor(np.ones((5, 2)), constraints.real_vector) == math.inf
+
+
+def test_middles_of_levels_are_scored_as_levels():
+    levels = np.array([[0, 1, 1], [1, 1, 0], [0, 1, 1], [0, 1, 0]])
+    scale = Scale(0.7, 3.0, levels=4)
+    expected = independent_floor(levels, constraints.nonnegative_integer)
+    data = Centred(levels.astype(np.uint8), scale)
+    found = independent_floor(scale.centre(levels), data.support, levels_of=data.levels_of)
+    assert found == pytest.approx(expected)
+    assert independent_floor(scale.centre(levels), data.support) == math.inf  # of densities: the second never changes

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dpm_ppl.reports.numbers import in_bits, known_or_none, with_error
+from dpm_ppl.datasets import Dequantised, Scale
+from dpm_ppl.reports.numbers import in_bits, known_or_none, of_pixels, with_error
 
 
 def test_mean_in_bits_and_its_error():
@@ -35,3 +36,12 @@ def test_what_json_lacks_is_none():
 )
 def test_a_number_with_its_error(figures, text):
     assert with_error(figures, "elbo") == text
+
+
+def test_bits_of_an_image_are_told_by_pixel_and_dimension():
+    """2 x 3 pixels of two channels, levels 4 wide: -36 bits are -6 a pixel, and 3 a dimension and two bits more."""
+    data = Dequantised(np.zeros((1, 2, 3, 2), np.uint8), Scale(0.0, 4.0))
+    found = of_pixels({"elbo_bits": -36.0, "elbo_bits_se": 0.6, "K_bits": -12.0, "K_bits_se": None}, data)
+    expected = {"elbo_bits_per_pixel": -6.0, "elbo_bits_per_pixel_se": 0.1, "K_bits_per_pixel": -2.0}
+    assert found == pytest.approx(expected | {"bits_per_dimension": 3.0 + 2.0, "bits_per_dimension_se": 0.05})
+    assert of_pixels({"elbo_bits": -36.0, "elbo_bits_se": 0.6}, np.zeros((5, 2, 3))) == {}

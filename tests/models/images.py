@@ -1,0 +1,33 @@
+"""A page of images as its tests take it: on a screen, small where it runs, and at its own size where its files are."""
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+
+from dpm_ppl.commands import find
+from dpm_ppl.data import fresh_data, support_of
+from dpm_ppl.inference import bound, fit
+from dpm_ppl.reports.floor import independent_floor
+from tests.compiling import optimised
+
+
+def fits_on_a_screen(name, *, most=70):
+    page = find.load(name)
+    assert len(page.path.read_text().splitlines()) <= most
+    assert page.summary.endswith(".")
+
+
+@optimised()
+def learns(name, *, num_iterations=200, num_data=16):
+    """A short fit by the recipe, in single precision, is above the floor of independent pixels on held-out images."""
+    page = find.load(name)
+    data, held_out = page.data(), np.asarray(page.held_out())
+    assert isinstance(data, dist.Distribution)
+    with jax.enable_x64(False):
+        options = {**page.recipe, "num_iterations": num_iterations, "ema_decay": 0.98, "progress": False}
+        params = fit(page.model, page.guide, data, key=jax.random.key(0), **options).params
+        x0 = fresh_data(held_out, key=jax.random.key(1), num_data=num_data)
+        elbo = np.asarray(bound(page.diffusion, x0, params=params, key=jax.random.key(2)).elbo)
+    levels_of = getattr(data, "levels_of", None)
+    floor = independent_floor(held_out[:2000], support_of(held_out, held_out), levels_of=levels_of)
+    assert elbo.mean() - 3 * elbo.std(ddof=1) / np.sqrt(num_data) > floor, (elbo.mean(), floor)

@@ -1,0 +1,32 @@
+"""Bark by the chain of `mnist`: its files, and that it learns."""
+
+import numpy as np
+import pytest
+
+from dpm_ppl.datasets import files
+from dpm_ppl.models import bark
+from tests.models.images import fits_on_a_screen, learns
+
+
+def test_fits_on_a_screen():
+    fits_on_a_screen("bark")
+
+
+def test_without_photographs_it_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
+    bark.patches.cache_clear()
+    with pytest.raises(FileNotFoundError, match=r"Expected a folder of photographs at .*bark.*DPM_DATA"):
+        bark.data()
+
+
+@pytest.mark.data
+def test_held_out_patches_are_of_other_parts_on_the_scale_of_those_to_fit():
+    bark.patches.cache_clear()
+    patches = bark.patches()
+    np.testing.assert_array_equal(patches.scale.quantise(bark.held_out()), patches.test)
+    np.testing.assert_allclose(patches.scale.dequantise(patches.train, seed=0).std(), 1, atol=2e-3)
+
+
+@pytest.mark.data
+def test_it_learns():
+    learns("bark")

@@ -1,0 +1,88 @@
+"""The chain of images with a U-Net: what it is where its network says nothing, its last step over levels, its files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import dpm_ppl as dpm
+from dpm_ppl.datasets import Centred, Scale, files
+from dpm_ppl.inference import bound
+from dpm_ppl.models import mnist
+from dpm_ppl.programs import instantiate
+from tests.models.images import fits_on_a_screen, learns
+from tests.models.test_swiss_roll import start
+
+T, SHAPE = 6, (4, 8)
+LEVELS = Scale(3.3, 1.6, levels=8)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Chains of small images in six steps, over real numbers and over levels, and their parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("NUM_STEPS", T), ("WIDTHS", (8, 8)), ("FIRST", 3.0), ("LAST", -6.0)):
+            patch.setattr(mnist, name, value)
+        definitions = [mnist.of_images(*SHAPE), mnist.of_images(*SHAPE, scale=LEVELS)]
+        yield [(definition, start(definition)) for definition in definitions]
+
+
+def test_fits_on_a_screen():
+    fits_on_a_screen("mnist")
+
+
+def test_where_the_network_says_nothing_steps_are_the_posterior_of_unit_variance(small):
+    """At zero output x^0 is predicted as sqrt(alpha_bar) x^t, and the variance is the posterior's, at every t."""
+    definition, params = small[0]
+    x, t = np.random.default_rng(0).normal(size=(T - 1, 2, *SHAPE)), jnp.arange(2, T + 1)[:, None]
+    diffusion = instantiate(definition, params)
+    found = jax.jit(lambda: (lambda law: (law.mean, law.variance))(diffusion.reverse(x, t)))()
+    snr = np.exp(np.linspace(3.0, -6.0, T))
+    signal = np.append(1, snr / (1 + snr))
+    after, before = signal[2:, None, None, None], signal[1:-1, None, None, None]
+    beta = 1 - after / before
+    mean = (np.sqrt(before) * beta * np.sqrt(after) * x + np.sqrt(1 - beta) * (1 - before) * x) / (1 - after)
+    np.testing.assert_allclose(found[0], mean, rtol=1e-6)
+    variance = np.broadcast_to(beta * (1 - before) / (1 - after), mean.shape)
+    np.testing.assert_allclose(found[1], variance, rtol=1e-6)
+
+
+def test_the_last_step_is_a_law_of_levels(small):
+    """Over the middles of all levels each pixel's probabilities sum to one, by the deviation of x^0 given x^1 alone."""
+    definition, params = small[1]
+    diffusion = instantiate(definition, params)
+    x1 = jnp.asarray(np.random.default_rng(1).normal(size=(2, *SHAPE)))
+    law = diffusion.decode(x1).base_dist
+    middles = LEVELS.centre(np.arange(8).reshape(8, 1, 1, 1))
+    np.testing.assert_allclose(logsumexp(law.log_prob(middles), 0), 0, atol=1e-6)
+    np.testing.assert_allclose(law.loc, np.sqrt(1 / (1 + np.exp(-3.0))) * x1, rtol=1e-6)
+    np.testing.assert_allclose(law.scale, np.exp(-1.5), rtol=1e-6)
+
+
+def test_the_bound_is_one_of_levels(small):
+    """Independent uniform levels have -log 8 nats a pixel, which no bound on their probability exceeds."""
+    definition, params = small[1]
+    levels = np.random.default_rng(2).integers(0, 8, (200, *SHAPE))
+    elbo = np.asarray(bound(definition, LEVELS.centre(levels), params=params, key=jax.random.key(0)).elbo)
+    data = Centred(levels.astype(np.uint8), LEVELS)
+    assert data.bits_per_dimension(elbo.mean()) == pytest.approx(-elbo.mean() / np.prod(SHAPE) / np.log(2))
+    assert data.bits_per_dimension(elbo.mean()) > 3
+
+
+def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
+    for part in (mnist.data, mnist.held_out):
+        with pytest.raises(FileNotFoundError, match=r"mnist/train-images-idx3-ubyte\.gz in .*DPM_DATA"):
+            part()
+
+
+@pytest.mark.data
+def test_the_scale_is_that_of_the_training_images():
+    scale = dpm.datasets.mnist().scale
+    assert (mnist.SCALE.shift, mnist.SCALE.width) == pytest.approx((scale.shift, scale.width), rel=1e-6)
+
+
+@pytest.mark.data
+def test_it_learns():
+    learns("mnist")
