@@ -15,6 +15,7 @@ from dpm_ppl.commands.models import models
 from dpm_ppl.commands.new import new
 from dpm_ppl.commands.posterior import posterior
 from dpm_ppl.commands.sample import sample
+from dpm_ppl.commands.table import table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +39,7 @@ def _about(*, version: _Version = False) -> None:
     """What stands before a command."""
 
 
-for command in (models, new, fit, sample, evaluate, posterior, check):
+for command in (models, new, fit, sample, evaluate, posterior, table, check):
     app.command()(command)
 
 

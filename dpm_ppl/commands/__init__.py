@@ -1,4 +1,4 @@
-"""The commands of `dpm`, one a file: `models`, `new`, `fit`, `sample`, `evaluate`, `posterior` and `check`.
+"""The commands of `dpm`, one a file: `models`, `new`, `fit`, `sample`, `evaluate`, `posterior`, `table` and `check`.
 
 `find` finds a program by name or path, `run` reads what a fit left behind, with the program's `copies` and what is
 `held_out` of its data, and `pretrained` makes such a run of parameters that come with a program; `devices` says what it
