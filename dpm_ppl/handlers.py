@@ -106,10 +106,13 @@ def _require_sum(statement: Statement) -> None:
                 "it takes. Use it on the plain model and guide."
             )
         if type(handler).__name__ == "_without_rsample_stop_gradient":  # of TraceGraph_ELBO
-            if statement.diffusion.kernel.stationary().support.is_discrete:
+            x0, diffusion = statement.x0, statement.diffusion
+            is_discrete = diffusion.kernel.stationary().support.is_discrete
+            if is_discrete or (x0 is not None and not ForwardChain(diffusion, x0).has_rsample):
                 raise ValueError(
-                    "Expected a chain of continuous states for TraceGraph_ELBO under subsample_steps; for discrete "
-                    "draws it takes the score, which points of evaluation lack. Use it on the plain model and guide."
+                    "Expected a chain of continuous states, whose steps are reparameterised, for TraceGraph_ELBO under "
+                    "subsample_steps; for other draws it takes the score, which points of evaluation lack. Use it on "
+                    "the plain model and guide."
                 )
 
 

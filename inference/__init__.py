@@ -3,7 +3,7 @@
 Five wings that do not know of each other, but for `checks`, which may use any: `fitting` (SVI on the bound),
 `likelihoods` (the bound term by term, importance weights), `posteriors` (sequential Monte Carlo), `samples` (against
 data) and `checks` (before any of it). Beside them `calibration`, which tries any posterior on a program's own
-simulations. Below them `arguments`, `devices`, `discrete`, `given`, `psis`, `records`,
+simulations. Below them `arguments`, `devices`, `given`, `pathwise`, `psis`, `records`,
 `sources` and `units`, which they share.
 """
 

@@ -11,7 +11,7 @@ from jax import Array
 from dpm_ppl.inference.checks.losses import fitted_loss
 from dpm_ppl.inference.checks.report import Finding, failed, note, passed, skipped
 from dpm_ppl.inference.checks.subject import Subject, perturbed
-from dpm_ppl.inference.discrete import learned_laws, told
+from dpm_ppl.inference.pathwise import learned_laws, told
 
 _KEYS = 4
 
@@ -19,12 +19,12 @@ _PUSH = 0.3  # standard deviation of what a parameter is moved by, to see whethe
 
 
 def gradients(subject: Subject) -> Iterator[Finding]:
-    """Findings "gradients", "parameters in a loop body" and, where there is one, "discrete draws"."""
+    """Findings "gradients", "parameters in a loop body" and, where there is one, "gradient of draws"."""
     others = subject.sites["guide"].keys() - {f"{chain.name}_chain" for chain in subject.chains}
     laws = learned_laws(subject.guide, subject.params, subject.batch, besides=others) if subject.params else {}
     if laws:
         words = told(laws)
-        yield failed("discrete draws", words[:1].upper() + words[1:])
+        yield failed("gradient of draws", words[:1].upper() + words[1:])
     if not subject.params:
         reason = "the program declares no parameters."
         yield from (skipped(name, reason) for name in ("gradients", "parameters in a loop body"))

@@ -18,10 +18,10 @@ from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
 from dpm_ppl.diffusion import ONE_ARRAY, require_data, require_within
-from dpm_ppl.inference.discrete import learned_laws, told
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.reading import Check
 from dpm_ppl.inference.fitting.runs import kinds
+from dpm_ppl.inference.pathwise import learned_laws, told
 from dpm_ppl.kernels.kernel import Kernel, widened
 from dpm_ppl.programs import called
 
@@ -93,7 +93,7 @@ def prepare(
         TypeError, ValueError: what the program says of itself and the first batch; the data, all of them, are not
             those of its kernel (see `dpm_ppl.diffusion.require_data`); a data plate is of another size than the data;
             `params` are not the program's; nothing can be learned, the optimiser wants more than the gradient, or a
-            parameter is in the law of a chain's discrete draws.
+            parameter is in the law of draws that no gradient passes through.
     """
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
