@@ -19,7 +19,7 @@ from dpm_ppl.inference.units import in_both_units, mean_and_error
 
 NUM_BANDWIDTHS = 10  # in a decade, from end to end, as Goodfellow et al. have them
 
-MOST_ROUNDING = 0.05  # nats of a datum
+MOST_ROUNDING = 0.05  # nats of a datum, of most of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,8 @@ class _Windows:
         self.block_size = block_size
         self.centre = flat.mean(0, dtype=np.float64)
         self.width = math.sqrt(self._mean_square(flat, 1.0) / self.num_dimensions) or 1.0
-        self.blocks = list(self._blocks(flat))
+        dtype = jnp.result_type(float)
+        self.blocks = [tuple(jnp.asarray(part, dtype) for part in block) for block in self._blocks(flat)]
 
     def narrowest(self, x: np.ndarray) -> float:
         """The bandwidth at which rounding of squared distances from x, (num_data, *event), is about `MOST_ROUNDING`.
@@ -169,14 +170,16 @@ class _Windows:
         Returns:
             Shape (num_bandwidths, num_data).
         """
-        limits = jnp.finfo(jnp.result_type(float))
-        inverse = jnp.asarray(np.clip(self.width / bandwidths, limits.tiny, limits.max), jnp.result_type(float))
+        dtype = jnp.result_type(float)
+        limits = jnp.finfo(dtype)
+        inverse = jnp.asarray(np.clip(self.width / bandwidths, limits.tiny, limits.max), dtype)
         found = []
-        for rows, _ in self._blocks(x.reshape(len(x), -1)):
+        for rows, squares in self._blocks(x.reshape(len(x), -1)):
             nearest, total = jnp.full(len(rows), jnp.inf), jnp.zeros((len(bandwidths), len(rows)))
-            for samples, squares in self.blocks:
-                nearest, total = _with_more(nearest, total, rows, samples, squares, inverse)
-            exponent = -0.5 * np.asarray(nearest, np.float64) * (self.width / bandwidths[:, None]) ** 2
+            for samples, lengths in self.blocks:
+                nearest, total = _with_more(nearest, total, jnp.asarray(rows, dtype), samples, lengths, inverse)
+            square = np.maximum(squares + np.asarray(nearest, np.float64), 0)
+            exponent = -0.5 * square * (self.width / bandwidths[:, None]) ** 2
             found.append(exponent + np.log(np.asarray(total, np.float64)))
         normaliser = math.log(self.num_samples) + self.num_dimensions / 2 * np.log(2 * math.pi * bandwidths**2)
         return np.concatenate(found, 1)[:, : len(x)] - normaliser[:, None]
@@ -186,36 +189,35 @@ class _Windows:
         parts = (flat[i : i + self.block_size] for i in range(0, len(flat), self.block_size))
         return sum(float(np.sum(((part - self.centre) / width) ** 2)) for part in parts) / len(flat)
 
-    def _blocks(self, flat: np.ndarray) -> Iterator[tuple[Array, Array]]:
+    def _blocks(self, flat: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Centred rows in blocks of one size, and their squared lengths: infinite where the last block is filled up."""
         size = min(self.block_size, len(flat))
         for i in range(0, len(flat), size):
             rows = (flat[i : i + size] - self.centre) / self.width
             missing = size - len(rows)
             squares = np.pad(np.sum(rows**2, 1), (0, missing), constant_values=math.inf)
-            dtype = jnp.result_type(float)
-            yield jnp.asarray(np.pad(rows, ((0, missing), (0, 0))), dtype), jnp.asarray(squares, dtype)
+            yield np.pad(rows, ((0, missing), (0, 0))), squares
 
 
 @jax.jit
 def _with_more(
-    nearest: Array, total: Array, rows: Array, samples: Array, squares: Array, inverse: Array
+    nearest: Array, total: Array, rows: Array, samples: Array, lengths: Array, inverse: Array
 ) -> tuple[Array, Array]:
     """Sums over samples with a block more, the nearest sample's term being 1 under every bandwidth.
 
     Args:
-        nearest: Squared distance of each datum to the nearest sample so far, shape (num_data,).
-        total: Sums of exp(-(|x - s|^2 - nearest) / 2 h^2) so far, shape (num_bandwidths, num_data).
+        nearest: |x - s|^2 - |x|^2 of each datum and the nearest sample so far, shape (num_data,).
+        total: Sums of exp(-(|x - s|^2 - |x|^2 - nearest) / 2 h^2) so far, shape (num_bandwidths, num_data).
         rows: Data, shape (num_data, D).
         samples: Samples, shape (num_samples, D).
-        squares: Their squared lengths, shape (num_samples,).
+        lengths: Their squared lengths, shape (num_samples,).
         inverse: 1 / h, shape (num_bandwidths,).
 
     Returns:
         `nearest` and `total` of all.
     """
-    products = jnp.matmul(rows, samples.T, precision=jax.lax.Precision.HIGHEST)
-    square = jnp.maximum(jnp.sum(rows**2, 1)[:, None] + squares - 2 * products, 0)
+    # By default GPUs round the factors of such products to TF32, 11 bits.
+    square = lengths - 2 * jnp.matmul(rows, samples.T, precision=jax.lax.Precision.HIGHEST)
     least = jnp.minimum(nearest, jnp.min(square, 1))
 
     def with_bandwidth(each: tuple[Array, Array]) -> Array:
