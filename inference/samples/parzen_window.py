@@ -70,17 +70,18 @@ def parzen(
 ) -> Parzen:
     """Log likelihood of data under a normal window around every sample, all of one width.
 
-    For comparison with older tables only: it is a biased estimator of little meaning. In many dimensions it stays far
-    from the log likelihood of the model however many samples there are, and ranks models otherwise; the training set
-    itself, in place of samples, scores below some models. It is of a unit of the data: tables have pixels of 0 to 1.
+    For comparison with older tables only: it is a biased estimator of little meaning (Theis et al. 2016). In many
+    dimensions it stays far from the log likelihood of the model however many samples there are, and ranks models
+    otherwise; the training set itself, in place of samples, scores below some models. It depends on the unit of the
+    data: tables have pixels of 0 to 1.
 
     Args:
         samples: Samples of a model, shape (num_samples, *event), at least two.
         x: Data, shape (num_data, *event).
         validation: Other data, shape (num_validation, *event), whose mean log likelihood chooses the width.
         bandwidths: Standard deviations to choose from, shape (num_bandwidths,) or (); by default ten from 0.1 to 1,
-            their logarithms evenly spaced, as is customary. Where the best is the narrowest or the widest, ten to the
-            decade are tried beyond it until it is not. A single one is taken as it is.
+            their logarithms evenly spaced, as is customary. Where the best is the narrowest or the widest, those of a
+            decade more are tried beyond it, until it is not. A single one is taken as it is.
         block_size: Data, and samples, of which all distances are in memory at once.
 
     Returns:
@@ -91,8 +92,8 @@ def parzen(
         ValueError: event shapes differ, something is not finite, an array is too small, a bandwidth is not positive; or
             the bandwidth is so narrow that rounding decides, as it becomes where all validation data are samples.
 
-    Source: Breuleux, Bengio and Vincent 2011, section 4; Goodfellow et al. 2014, table 1. What it is worth: Theis, van
-        den Oord and Bethge 2016, section 3.2.
+    Source: Breuleux, Bengio and Vincent 2011; Goodfellow et al. 2014, table 1. What it is worth: Theis, van den Oord
+        and Bethge 2016, table 1 and the section on Parzen window estimates.
     """
     block_size = require_count("block_size", block_size)
     samples = require_numbers("samples", samples, at_least=2)

@@ -102,7 +102,7 @@ def test_windows_of_pixels_are_on_the_scale_of_the_literature(make_run, tmp_path
         f"Parzen, 4,000 samples {figures['parzen_bits']:>12.4f} ± {figures['parzen_bits_se']:.4f}",
         f"{figures['parzen_bandwidth']:.4g}; {figures['parzen_nats']:.4f} ± {figures['parzen_nats_se']:.4f} nats",
         "unit: pixels 0 to 1",
-        "\n  Parzen: biased, and ranks models wrongly (Theis et al. 2016, section 3.2); for old tables only.\n",
+        "\n  Parzen: biased, and ranks models wrongly (Theis et al. 2016); for comparison with old tables only.\n",
     ):
         assert words in done.stdout
 
