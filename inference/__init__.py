@@ -41,7 +41,7 @@ from dpm_ppl.inference.posteriors import (
     unguided,
     widened,
 )
-from dpm_ppl.inference.samples import Coverage, Discriminator, coverage, discriminate
+from dpm_ppl.inference.samples import Coverage, Discriminator, Parzen, coverage, discriminate, parzen
 from dpm_ppl.programs import instantiate
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "Likelihood",
     "Moves",
     "NonFiniteLossError",
+    "Parzen",
     "Posterior",
     "Report",
     "Sandwich",
@@ -82,6 +83,7 @@ __all__ = [
     "load_params",
     "log_likelihood",
     "make_mesh",
+    "parzen",
     "perturbed_chain",
     "posteriors",
     "read_run",

@@ -42,24 +42,37 @@ def given_beside(
     return built.of_batch(x0.shape[:1]), x0, context
 
 
+def require_numbers(name: str, value: ArrayLike, *, at_least: int) -> np.ndarray:
+    """A batch of shape (number, *event), numeric, finite and large enough, or a clear error."""
+    x = np.asarray(value)
+    if not (np.issubdtype(x.dtype, np.bool_) or jnp.issubdtype(x.dtype, jnp.number)):
+        raise TypeError(f"Expected `{name}` to be a numeric array; got {x.dtype}.")
+    if x.ndim < 1 or len(x) < at_least or x.size == 0:
+        raise ValueError(
+            f"Expected `{name}` of shape (number, *event), at least {at_least} of them; got shape {x.shape}."
+        )
+    if not np.isfinite(x).all():
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+        raise ValueError(f"Expected `{name}` to be finite; got NaN or infinity in {bad.sum()} of {len(x)}.")
+    return x
+
+
+def require_alike(**batches: np.ndarray) -> None:
+    """Checks that batches, by their names, are of one event shape."""
+    shapes = [x.shape[1:] for x in batches.values()]
+    if len(set(shapes)) > 1:
+        names, came = ([*map(str, each)] for each in ([f"`{name}`" for name in batches], shapes))
+        raise ValueError(
+            f"Expected {', '.join(names[:-1])} and {names[-1]} of one event shape; got {', '.join(came[:-1])} and "
+            f"{came[-1]}."
+        )
+
+
 def require_pair(data: ArrayLike, samples: ArrayLike, *, at_least: int) -> list[np.ndarray]:
     """Two batches of one event shape, numeric, finite and large enough, or a clear error."""
-    both = [np.asarray(x) for x in (data, samples)]
-    for name, x in zip(("data", "samples"), both, strict=True):
-        if not (np.issubdtype(x.dtype, np.bool_) or jnp.issubdtype(x.dtype, jnp.number)):
-            raise TypeError(f"Expected `{name}` to be a numeric array; got {x.dtype}.")
-        if x.ndim < 1 or len(x) < at_least or x.size == 0:
-            raise ValueError(
-                f"Expected `{name}` of shape (number, *event), at least {at_least} of them; got shape {x.shape}."
-            )
-        if not np.isfinite(x).all():
-            bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
-            raise ValueError(f"Expected `{name}` to be finite; got NaN or infinity in {bad.sum()} of {len(x)}.")
-    if both[0].shape[1:] != both[1].shape[1:]:
-        raise ValueError(
-            f"Expected `data` and `samples` of one event shape; got {both[0].shape[1:]} and {both[1].shape[1:]}."
-        )
-    return both
+    both = {name: require_numbers(name, x, at_least=at_least) for name, x in (("data", data), ("samples", samples))}
+    require_alike(**both)
+    return list(both.values())
 
 
 def require_flags(**flags: Any) -> None:

@@ -26,6 +26,10 @@ def evaluate(
     discriminator: Annotated[
         bool, typer.Option("--discriminator", help="Also compare samples with data: JS divergence, C2ST, coverage.")
     ] = False,
+    parzen: Annotated[
+        int | None,
+        typer.Option(min=2, help="Also score data by windows around N samples, as older tables do.", metavar="N"),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -41,9 +45,10 @@ def evaluate(
     devices: Devices = None,
 ) -> None:
     """Estimate the likelihood of data, and say whether to trust it: likelihood.nc, evaluation.json, evaluation.png."""
+    from dpm_ppl.datasets import Dequantised
     from dpm_ppl.reports.evaluation import evaluate_program, headline, table
     from dpm_ppl.reports.evaluation_figure import evaluation_figure
-    from dpm_ppl.reports.samples import compare
+    from dpm_ppl.reports.samples import compare, parzen_figures
 
     with clear_errors(), on(devices):
         run, key = open_run(run_dir, model=model, force=force), jax.random.key(seed)
@@ -58,10 +63,14 @@ def evaluate(
             )
         started = time.monotonic()
         about = {"model": run.name, "data": given.called, "seed": seed, "seconds": 0.0}
+        windows: dict[str, Any] = {}
+        if parzen is not None:  # before what takes longer: it may refuse the data
+            scale, fold = run.data.scale if isinstance(run.data, Dequantised) else None, jax.random.fold_in(key, 2)
+            windows = parzen_figures(run.program, run.params, given.data, num_samples=parzen, scale=scale, key=fold)
         evaluated = evaluate_program(
             run.program, run.params, given.data, num_particles=particles, num_data=num_data, about=about, key=key
         )
-        figures = evaluated.figures
+        figures = evaluated.figures | windows
         if discriminator:
             figures |= compare(run.program, run.params, given.data, key=jax.random.fold_in(key, 1))
         figures["seconds"] = time.monotonic() - started

@@ -128,12 +128,14 @@ def table(figures: Mapping[str, Any]) -> str:
     if "estimates" in figures:
         head += f"{figures['num_data']:,} {figures.get('data', 'data')}, {figures['num_particles']:,} particles each, "
     rows = [*(_likelihood_rows(figures) if "estimates" in figures else []), *_comparison_rows(figures)]
+    rows += _parzen_rows(figures)
     lines = [f"{head}in {figures['seconds']:.0f} s; bits per datum"]
     lines += [f"  {label:<24}{value}".rstrip() for label, value in rows]
     shown = ["elbo_bits", "K_bits", "entropy_limit_bits", "elbo_bits_per_pixel", "bits_per_dimension"]
     lines += explained(
         [name for name in shown if figures.get(name) is not None] + ["paired_gap_bits"] * ("gap_bits" in figures)
     )
+    lines += explained(["parzen_bits"] * ("parzen_bits" in figures))
     return "\n".join([*lines, *(textwrap.fill(sentence, 110) for sentence in figures["verdict"])])
 
 
@@ -175,6 +177,16 @@ def _comparison_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  JS divergence, at least", with_error(js, "js_bits")),
         ("  told apart (C2ST)", accuracy),
         ("  coverage of the data", expected),
+    ]
+
+
+def _parzen_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "parzen_bits" not in figures:
+        return []
+    width, nats = f"{figures['parzen_bandwidth']:>10.4g}", with_error(figures, "parzen_nats").strip()
+    return [
+        (f"Parzen, {figures['parzen_num_samples']:,} samples", with_error(figures, "parzen_bits")),
+        ("  width of a window", f"{width}; {nats} nats; unit: {figures['parzen_unit']}"),
     ]
 
 

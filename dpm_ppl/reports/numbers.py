@@ -27,6 +27,9 @@ WORDS = {  # what a row of a table means, where the name does not say
         "Gap, datum by datum: each datum's own log density less its estimate, so that which data were drawn cancels; "
         "it need not be the difference of the two means above."
     ),
+    "parzen_bits": (
+        "Parzen: biased, and ranks models wrongly (Theis et al. 2016); for comparison with old tables only."
+    ),
 }
 
 

@@ -17,8 +17,9 @@ from numpyro.distributions import constraints
 from tqdm import tqdm
 
 from dpm_ppl.chains import reverse_states
-from dpm_ppl.data import fresh_data
-from dpm_ppl.inference import coverage, discriminate
+from dpm_ppl.data import draw, fresh_data
+from dpm_ppl.datasets import Scale
+from dpm_ppl.inference import coverage, discriminate, parzen
 from dpm_ppl.inference.devices import spread_over
 from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
@@ -116,6 +117,54 @@ def compare(
     told = discriminate(x0, samples, key=keys[2])
     found = {**told.summary(), **coverage(x0[:num_covered], samples[:num_covered]).summary()}
     return {name: known_or_none(value) for name, value in found.items()}
+
+
+def parzen_figures(
+    program: Program,
+    params: Mapping[str, Any],
+    data: Any,
+    *,
+    num_samples: int,
+    scale: Scale | None = None,
+    key: Array,
+    num_data: int = 10_000,
+    num_validation: int = 1000,
+) -> dict[str, Any]:
+    """The Parzen-window log likelihood of fresh data, or of arrays, under a fitted program, as older tables have it.
+
+    Beside a context the data alone are scored, the samples beside the contexts of the data that choose the width.
+
+    Args:
+        program: The program.
+        params: Its parameters.
+        data: Its data.
+        num_samples: Samples, each under a window.
+        scale: How levels of pixels became the numbers that x0 holds; then the result is of pixels in 0 to 1, as tables
+            have them. By default it is of x0 as it is.
+        key: Random key.
+        num_data: Data to score; fewer where they are few.
+        num_validation: Other data, to choose the width; at most a quarter of those in arrays.
+
+    Returns:
+        What `dpm_ppl.inference.samples.Parzen.summary` has, `parzen_num_data`, and `parzen_unit`, in words.
+
+    Raises:
+        ValueError: there are fewer than 4 data, or no width is the best (see `dpm_ppl.inference.parzen`).
+    """
+    keys = jax.random.split(key)
+    parts, batch = parts_of(program, data), draw(data, key=keys[0], num_data=num_data + num_validation)
+    x0 = parts.x0(batch)
+    if len(x0) < 4:
+        raise ValueError(f"Expected at least 4 data for Parzen windows, some to choose the width; got {len(x0)}.")
+    num_chosen = min(num_validation, len(x0) // 4)
+    context = jax.tree.map(lambda leaf: leaf[:num_chosen], parts.context(batch))
+    samples = draws(parts, params, key=keys[1], num_samples=num_samples, context=context)
+    if scale is not None:
+        samples, x0 = ((np.asarray(x) * scale.width + scale.shift) / scale.levels for x in (samples, x0))
+    found = parzen(samples, x0[num_chosen:], x0[:num_chosen])
+    unit = "the data's own" if scale is None else "pixels 0 to 1"
+    figures = {**found.summary(), "parzen_num_data": len(found.log_prob), "parzen_unit": unit}
+    return {name: known_or_none(value) for name, value in figures.items()}
 
 
 def _flat(*arrays: Any) -> np.ndarray:
