@@ -3,8 +3,8 @@
 Five wings that do not know of each other, but for `checks`, which may use any: `fitting` (SVI on the bound),
 `likelihoods` (the bound term by term, importance weights), `posteriors` (sequential Monte Carlo), `samples` (against
 data) and `checks` (before any of it). Beside them `calibration`, which tries any posterior on a program's own
-simulations. Below them `arguments`, `devices`, `given`, `pathwise`, `psis`, `records`,
-`sources` and `units`, which they share.
+simulations. Below them `arguments`, `devices`, `given`, `pathwise`, `progress`, `psis`,
+`records`, `sources` and `units`, which they share.
 """
 
 from dpm_ppl.inference import checks, fitting, likelihoods, posteriors, samples

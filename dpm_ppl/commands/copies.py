@@ -84,6 +84,15 @@ def edited_since(run_dir: Path, path: Path | None = None) -> list[str]:
     return changed
 
 
+def original(run_dir: Path) -> Path | None:
+    """The file that a run's program came from, where it is still there and all is as it was; else None."""
+    folder = run_dir / FOLDER
+    about = _about(folder)
+    path = run_dir.resolve() / about["came_from"]
+    same = all(_hash(path.parent / name) == kept for name, kept in about["sha256"].items() if name != about["file"])
+    return path.resolve() if same and _hash(path) == about["sha256"][about["file"]] else None
+
+
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

@@ -45,7 +45,7 @@ def evaluate(
     devices: Devices = None,
 ) -> None:
     """Estimate the likelihood of data, and say whether to trust it: likelihood.nc, evaluation.json, evaluation.png."""
-    from dpm_ppl.datasets import Dequantised
+    from dpm_ppl.datasets import Centred, Dequantised
     from dpm_ppl.reports.evaluation import evaluate_program, headline, table
     from dpm_ppl.reports.evaluation_figure import evaluation_figure
     from dpm_ppl.reports.samples import compare, parzen_figures
@@ -65,7 +65,8 @@ def evaluate(
         about = {"model": run.name, "data": given.called, "seed": seed, "seconds": 0.0}
         windows: dict[str, Any] = {}
         if parzen is not None:  # before what takes longer: it may refuse the data
-            scale, fold = run.data.scale if isinstance(run.data, Dequantised) else None, jax.random.fold_in(key, 2)
+            scale = run.data.scale if isinstance(run.data, Dequantised | Centred) else None
+            fold = jax.random.fold_in(key, 2)
             windows = parzen_figures(run.program, run.params, given.data, num_samples=parzen, scale=scale, key=fold)
         evaluated = evaluate_program(
             run.program, run.params, given.data, num_particles=particles, num_data=num_data, about=about, key=key

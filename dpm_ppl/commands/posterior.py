@@ -118,6 +118,7 @@ def _sample(observed: "Observation", parts: Parts, params: Any, context: Any, *,
     from tqdm import tqdm
 
     from dpm_ppl.inference import smc
+    from dpm_ppl.inference.progress import bar_options
 
     definition: Any = parts.definition
     run = jax.vmap(smc(observed.program(definition), "x", params=params, num_particles=num_particles))
@@ -125,7 +126,7 @@ def _sample(observed: "Observation", parts: Parts, params: Any, context: Any, *,
     size = max(1, min(num_data, 2**21 // (num_particles * observed.known.size)))
     keys = jax.random.split(key, num_data)
     blocks = []
-    for first in tqdm(range(0, num_data, size), desc="posterior", unit="block", delay=2, leave=False):
+    for first in tqdm(range(0, num_data, size), desc="posterior", unit="block", delay=2, leave=False, **bar_options()):
         rows = np.minimum(np.arange(first, first + size), num_data - 1)  # the last block is filled up
         beside = () if context is None else (jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), context),)
         blocks.append(jax.tree.map(np.asarray, run(keys[rows], jnp.asarray(observed.y[rows]), *beside)))

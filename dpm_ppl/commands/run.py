@@ -9,7 +9,7 @@ import jax
 import typer
 from numpyro import handlers
 
-from dpm_ppl.commands.copies import FOLDER, edited_since, kept_program
+from dpm_ppl.commands.copies import FOLDER, edited_since, kept_program, original
 from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import Evaluated, split
 from dpm_ppl.data import fresh_data
@@ -79,6 +79,8 @@ def open_run(run_dir: Path, *, model: str | None = None, force: bool = False) ->
     except (OSError, ImportError) as error:
         if kept is None:
             raise
+        if (there := original(run_dir)) is not None:  # beside which are the data that it reads
+            return open_run(run_dir, model=str(there))
         raise FileNotFoundError(
             f"Expected the program in {run_dir / FOLDER} to find all that it reads; got: {error} --model FILE takes "
             "the program where its data are."

@@ -29,6 +29,7 @@ def sample(
     devices: Devices = None,
 ) -> None:
     """Draw exact ancestral samples from a fit, beside held-out contexts or given ones: samples.npz and samples.png."""
+    from dpm_ppl.reports.numbers import counted
     from dpm_ppl.reports.samples import draws, samples_figure
 
     with clear_errors(), on(devices):
@@ -48,4 +49,4 @@ def sample(
             shown = parts.x0(fresh_data(run.data, key=data_key, num_data=min(len(x0), 3000)))
         draw = partial(samples_figure, x0, support=support_of(alone, x0), data=alone, x0=shown, title=title)
         written = [directory / "samples.npz", *save_figure(directory / "samples.png", draw)]
-        typer.echo(f"{len(x0):,} samples of shape {x0.shape[1:]}: {', '.join(map(str, written))}")
+        typer.echo(f"{counted(len(x0), 'sample', 'samples')} of shape {x0.shape[1:]}: {', '.join(map(str, written))}")

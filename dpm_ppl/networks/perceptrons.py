@@ -56,6 +56,7 @@ class RBFNetwork(eqx.Module):
 
     def __init__(self, in_size: int, out_size: int, *, num_steps: int, num_units: int = 16, key: Array) -> None:
         require_key(key)
+        in_size, out_size = require_count("in_size", in_size), require_count("out_size", out_size)
         num_steps, num_units = require_count("num_steps", num_steps), require_count("num_units", num_units)
         self.centres = jax.random.normal(key, (num_units, in_size))
         self.log_width = jnp.zeros((num_units,))
@@ -101,6 +102,7 @@ class StepMLP(eqx.Module):
         key: Array,
     ) -> None:
         require_key(key)
+        in_size, out_size = require_count("in_size", in_size), require_count("out_size", out_size)
         num_steps, width = require_count("num_steps", num_steps), require_count("width", width)
         depth = require_count("depth", depth)
         layers = _perceptron(in_size, width, width, depth - 1, activation, final_activation=activation, key=key)
@@ -151,6 +153,7 @@ class TimeMLP(eqx.Module):
         key: Array,
     ) -> None:
         require_key(key)
+        in_size, out_size = require_count("in_size", in_size), require_count("out_size", out_size)
         num_steps, width = require_count("num_steps", num_steps), require_count("width", width)
         depth = require_count("depth", depth, at_least=0)
         num_frequencies = require_count("num_frequencies", num_frequencies, at_least=0)

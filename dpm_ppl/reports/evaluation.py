@@ -30,7 +30,7 @@ from dpm_ppl.kernels.kernel import has_marginal
 from dpm_ppl.parts import Parts, parts_of
 from dpm_ppl.programs import Program, called
 from dpm_ppl.reports.budget import affordable
-from dpm_ppl.reports.numbers import explained, in_bits, known_or_none, of_pixels, with_error
+from dpm_ppl.reports.numbers import counted, data_counted, explained, in_bits, known_or_none, of_pixels, with_error
 from dpm_ppl.reports.objective import NO_LIKELIHOOD, has_likelihood
 
 
@@ -126,7 +126,8 @@ def table(figures: Mapping[str, Any]) -> str:
     """The evaluation as lines to print, in bits per datum with standard errors, and the verdict below."""
     head = f"{figures['model']}: "
     if "estimates" in figures:
-        head += f"{figures['num_data']:,} {figures.get('data', 'data')}, {figures['num_particles']:,} particles each, "
+        head += f"{data_counted(figures['num_data'], figures.get('data', 'data'))}, "
+        head += f"{counted(figures['num_particles'], 'particle', 'particles')} each, "
     rows = [*(_likelihood_rows(figures) if "estimates" in figures else []), *_comparison_rows(figures)]
     rows += _parzen_rows(figures)
     lines = [f"{head}in {figures['seconds']:.0f} s; bits per datum"]
@@ -154,7 +155,7 @@ def _likelihood_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     if figures.get("gap_bits") is not None:
         rows.append(("gap, datum by datum", with_error(figures, "gap_bits")))
     if "sandwich_num_data" in figures:
-        rows.append((f"On {figures['sandwich_num_data']:,} data simulated from the model", ""))
+        rows.append((f"On {data_counted(figures['sandwich_num_data'], 'data')} simulated from the model", ""))
         bounds = [(f"  {n}", f"sandwich_{n.split()[0]}_bits") for n in ("lower bound", "upper bound", "gap")]
         rows += [(label, with_error(figures, name)) for label, name in bounds]
     rows.append(("Weights", ""))
@@ -225,6 +226,8 @@ def problems(figures: Mapping[str, Any]) -> list[str]:
         found.append(f"on simulated data the bounds are {gap:.3g} bits apart")
     if not (overlap := figures.get("work_overlap", 1.0)) >= LITTLE_OVERLAP:
         found.append(f"forward and reverse work overlap by {overlap:.1%} only")
+    if not math.isfinite(figures["estimate_bits_se"]):
+        found.append("of a single datum the error of the mean is not known")
     if figures.get("gap_bits", 0.0) < -4 * math.hypot(figures.get("gap_bits_se", 0.0), figures["estimate_bits_mc_se"]):
         found.append("on average it exceeds the data's own log density, as no likelihood can")
     return found
@@ -252,7 +255,9 @@ def verdict(figures: Mapping[str, Any], found: list[str]) -> list[str]:
     # So many particles a tail of that shape needs (Vehtari et al. 2024, section 3.2.4).
     needed = math.inf if khat is None or not khat < 0.95 else 10 ** (1 / (1 - max(khat, 0)))
     needed = max(needed, 10 * num_particles)
-    if figures["khat_unknown_share"] > TOLERATED_SHARE and num_particles < 100:
+    if figures["estimate_bits_se"] is None or not math.isfinite(figures["estimate_bits_se"]):
+        lines.append("What to do: run again on more data, --num-data 20; an error needs two at least.")
+    elif figures["khat_unknown_share"] > TOLERATED_SHARE and num_particles < 100:
         lines.append("What to do: run again with --particles 1000; k-hat needs 30 at least, and hundreds to mean much.")
     elif needed <= MOST_PARTICLES:
         digits = 10 ** (len(str(int(needed))) - 1)

@@ -19,9 +19,11 @@ from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
 from dpm_ppl.reports.fit_figure import fit_figure
 from dpm_ppl.reports.floor import independent_floor
-from dpm_ppl.reports.numbers import explained, of_pixels
+from dpm_ppl.reports.numbers import data_counted, explained, of_pixels
 from dpm_ppl.reports.objective import objective
 from dpm_ppl.reports.samples import draws, samples_figure
+
+_MOST_OF_KL = 0.5  # in three steps, which then are what is wrong
 
 _FLOOR_DATA = 2000  # of the independent floor, at least
 
@@ -73,7 +75,7 @@ def table(figures: Mapping[str, Any]) -> str:
     }
     lines = [
         f"{figures['model']}: {figures['iterations']:,} iterations in {figures['seconds']:.0f} s; "
-        f"bits per datum, on {figures['num_data']:,} {figures.get('data', 'data')}"
+        f"bits per datum, on {data_counted(figures['num_data'], figures.get('data', 'data'))}"
     ]
     for label, name in rows.items():
         if figures.get(name) is not None:
@@ -87,12 +89,13 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def problems(summary: Mapping[str, float], kl: ArrayLike) -> list[str]:
+def problems(summary: Mapping[str, float], kl: ArrayLike, *, is_continuous: bool = True) -> list[str]:
     """What is wrong with a fit at sight, a sentence each: its bound is below what no learning gives.
 
     Args:
         summary: `dpm_ppl.inference.Bound.summary()`.
         kl: KL divergence of each reverse step t = 2..T, nats, shape (num_data, T - 1).
+        is_continuous: Whether states are real numbers, so that steps have variances.
     """
     short = summary["L_null_nats"] - summary["elbo_nats"]
     if not short > 3 * summary["elbo_nats_se"]:
@@ -102,10 +105,15 @@ def problems(summary: Mapping[str, float], kl: ArrayLike) -> list[str]:
     if len(bits) == 0:
         return [f"{lost}."]
     worst = np.sort(np.argsort(bits)[::-1][:3]) + 2
+    why = ":"
+    if is_continuous and bits[worst - 2].sum() > _MOST_OF_KL * bits.sum():
+        why = (
+            ": their variance cannot be right. A fixed one is too small or too large for so long a step: learn it, or "
+            "take smaller rates there. Else"
+        )
     return [
         f"{lost}. Of its KL, {bits.sum():.3f} bits, steps t = {', '.join(map(str, worst))} have "
-        f"{bits[worst - 2].sum():.3f}. Where these have most of it, their variance cannot be right: a fixed one is too "
-        "small or too large for so long a step (learn it, or take smaller rates there); else fit for longer."
+        f"{bits[worst - 2].sum():.3f}{why} fit for longer."
     ]
 
 
@@ -176,7 +184,7 @@ def _of_chain(
         )
 
     figures = metrics(summary, limit=limit, about=about, floor=floor)
-    found = problems(summary, terms.kl)
+    found = problems(summary, terms.kl, is_continuous=not diffusion.kernel.stationary().support.is_discrete)
     return figures | ({"problems": found} if found else {}), draw
 
 

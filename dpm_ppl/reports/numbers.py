@@ -71,6 +71,16 @@ def in_bits(name: str, nats: Any) -> dict[str, float]:
     return {name: mean / math.log(2), f"{name}_se": error / math.log(2)}
 
 
+def counted(num: int, one: str, many: str) -> str:
+    """A number and what it counts: "1 datum", "2,000 data"."""
+    return f"{num:,} {one if num == 1 else many}"
+
+
+def data_counted(num: int, called: str) -> str:
+    """How many data, by what they are called, such as "held-out data": one of them is a datum."""
+    return counted(num, called.replace("data", "datum", 1), called)
+
+
 def with_error(figures: Mapping[str, Any], name: str) -> str:
     """A number with its standard error, where it has one."""
     value, error = figures.get(name), figures.get(f"{name}_se")

@@ -7,7 +7,7 @@ from typing import Any
 from dpm_ppl.inference import Posterior
 from dpm_ppl.inference.posteriors.verdict import cautions, problems, sentence
 from dpm_ppl.inference.units import error_text
-from dpm_ppl.reports.numbers import known_or_none
+from dpm_ppl.reports.numbers import counted, known_or_none
 
 MOST_ROWS = 20  # data that are printed
 
@@ -41,8 +41,9 @@ def headline(row: Mapping[str, Any]) -> str:
 def table(figures: Mapping[str, Any]) -> str:
     """The report as lines to print, and the verdict below."""
     rows = figures["data"]
-    head = f"{figures['model']}: posterior of {_count(len(rows), 'datum', 'data')}, {rows[0]['num_particles']:,} "
-    lines = [f"{head}particles each, in {figures['seconds']:.0f} s"]
+    head = f"{figures['model']}: posterior of {counted(len(rows), 'datum', 'data')}, "
+    head += counted(rows[0]["num_particles"], "particle", "particles")
+    lines = [f"{head} each, in {figures['seconds']:.0f} s"]
     lines += [
         "  datum   log evidence, nats       in bits             effective at 0, least   k-hat at 0, largest   ancestors"
     ]
@@ -97,10 +98,6 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _named(numbers: Sequence[int]) -> str:
     return f"{', '.join(map(str, numbers[:10]))}{' and others' if len(numbers) > 10 else ''}"
-
-
-def _count(num: int, one: str, many: str) -> str:
-    return f"{num:,} {one if num == 1 else many}"
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

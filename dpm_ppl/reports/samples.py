@@ -21,6 +21,7 @@ from dpm_ppl.data import draw, fresh_data
 from dpm_ppl.datasets import Scale
 from dpm_ppl.inference import coverage, discriminate, parzen
 from dpm_ppl.inference.devices import spread_over
+from dpm_ppl.inference.progress import bar_options
 from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
 from dpm_ppl.reports.budget import affordable
@@ -70,7 +71,7 @@ def draws(parts: Parts, params: Any, *, key: Any, num_samples: int, context: Any
         model = handlers.seed(handlers.substitute(parts.model, data=params), key)
         return spread.constrained(parts.generate(context, size, model=model))
 
-    blocks = tqdm(range(-(-num_samples // size)), desc="sample", unit="block", delay=2, leave=False)
+    blocks = tqdm(range(-(-num_samples // size)), desc="sample", unit="block", delay=2, leave=False, **bar_options())
     given, drawn = spread.put(params), []
     for block in blocks:
         beside = spread.put_split(rows_of(context, block * size + np.arange(size)))

@@ -1,7 +1,6 @@
 """The loop of a fit: chunks of compiled stock SVI updates and averages, until it is done, interrupted or broken."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.reading import Feed
 from dpm_ppl.inference.fitting.validation import Validated
+from dpm_ppl.inference.progress import bar_options
 
 LONGEST_CHUNK = 4096
 
@@ -208,12 +208,6 @@ def all_finite(tree: Any) -> Array:
 
 
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # the number first: it stays
-
-
-def bar_options(*, progress: bool) -> dict[str, Any]:
-    """Options of a progress bar: as wide as a terminal, and to a file a line every 10 s at most."""
-    terminal = sys.stderr.isatty()
-    return {"disable": not progress, "dynamic_ncols": terminal, "mininterval": 0.1 if terminal else 10.0}
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from dpm_ppl.inference.fitting.loop import (
     NonFiniteLossError,
     all_finite,
     averaged_bits,
-    bar_options,
     compiling,
     iteration,
     start,
 )
 from dpm_ppl.inference.fitting.prepare import Prepared
+from dpm_ppl.inference.progress import bar_options
 
 _BETWEEN_LOOKS = 50  # iterations between two looks at the losses, for the bar
 

@@ -21,6 +21,7 @@ from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.inference.devices import spread_over
 from dpm_ppl.inference.given import given
 from dpm_ppl.inference.likelihoods.entropy import entropy
+from dpm_ppl.inference.progress import bar_options
 from dpm_ppl.inference.sources import Indexed
 from dpm_ppl.inference.units import in_both_units, mean_and_error
 from dpm_ppl.kernels.kernel import has_closed_forms, require_closed_forms, step_number
@@ -163,9 +164,8 @@ def bound(
     replicated = spread.put(dict(params))
     keys = jax.random.split(key, num_data)
     blocks = []
-    for start in tqdm(
-        range(0, num_data, block_size), desc="bound", unit="block", delay=5, leave=False, disable=num_blocks == 1
-    ):
+    options = bar_options(progress=num_blocks > 1)
+    for start in tqdm(range(0, num_data, block_size), desc="bound", unit="block", delay=5, leave=False, **options):
         rows = np.minimum(
             np.arange(start, start + block_size), num_data - 1
         )  # the last block is filled up: one compilation

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from dpm_ppl.arguments import require_count
 from dpm_ppl.diffusion import Definition, Diffusion
 from dpm_ppl.inference.devices import ALONE, Spread
+from dpm_ppl.inference.progress import bar_options
 from dpm_ppl.kernels.kernel import is_concrete, step_number
 from dpm_ppl.programs import instantiate
 
@@ -246,7 +247,8 @@ def run_in_blocks(
         size = max(1, int(0.9 * index.shape[1] * _MEMORY / memory.temp_size_in_bytes))
         index, real = _split(num_items, size, spread.num)
     results = []
-    with tqdm(total=num_items, desc=description, unit="particle", delay=1, leave=False, disable=not progress) as bar:
+    options_of_bar = bar_options(progress=progress)
+    with tqdm(total=num_items, desc=description, unit="particle", delay=1, leave=False, **options_of_bar) as bar:
         for items, counted in zip(index, real, strict=True):
             results.append(jax.device_get(block(*args, *spread.put_split((items, counted)), **options)))
             if not all(map(is_concrete, jax.tree.leaves(results[-1]))):

@@ -119,8 +119,8 @@ def moments(p: dist.Distribution, *, full: bool) -> tuple[Normal, bool]:
         tril = tril[None] if full else jnp.sqrt(jnp.sum(tril**2, -1))[:, None, None]
         return Normal(base.loc.reshape(blocks), tril), full
     is_normal = isinstance(base, dist.Normal)
-    loc = base.loc if is_normal else p.mean
-    scale = jnp.broadcast_to(base.scale if is_normal else jnp.sqrt(p.variance), loc.shape).ravel()
+    mean, scale = (base.loc, base.scale) if is_normal else (p.mean, jnp.sqrt(p.variance))
+    loc, scale = jnp.broadcast_to(mean, p.event_shape), jnp.broadcast_to(scale, p.event_shape).ravel()
     return Normal(loc.reshape(blocks), jnp.diag(scale)[None] if full else scale[:, None, None]), is_normal
 
 

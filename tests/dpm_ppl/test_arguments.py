@@ -93,7 +93,12 @@ def test_any_integer_is_a_count(of):
     ):
         np.testing.assert_array_equal(schedule(of(120)), schedule(120))
     nets = [
-        dpm.networks.TimeMLP(2, 3, num_steps=n(5), width=n(4), depth=n(2), key=jax.random.key(0)) for n in (int, of)
+        [
+            dpm.networks.TimeMLP(n(2), n(3), num_steps=n(5), width=n(4), depth=n(2), key=jax.random.key(0)),
+            dpm.networks.StepMLP(n(2), n(3), num_steps=n(5), width=n(4), depth=n(2), key=jax.random.key(0)),
+            dpm.networks.RBFNetwork(n(2), n(3), num_steps=n(5), num_units=n(4), key=jax.random.key(0)),
+        ]
+        for n in (int, of)
     ]
     assert jax.tree.structure(nets[0]) == jax.tree.structure(nets[1])
     assert dpm.Heartbeat(of(10), of(5)).event_shape == (10,)

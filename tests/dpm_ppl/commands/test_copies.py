@@ -212,6 +212,9 @@ def test_a_program_that_misses_a_file_of_data_says_how_to_go_on(tmp_path):
     reading = "from pathlib import Path\ndata = np.load(Path(__file__).with_name('data.npy'))\n"
     file.write_text(GAUSSIAN + reading)
     assert dpm("fit", file, "--run-dir", tmp_path / "run", "--iterations", 2).exit_code == 0
+    # Where nothing has moved, they are beside the file that it came from, if that is as it was.
+    assert dpm("sample", tmp_path / "run", "-n", 5, "--out", tmp_path / "as it was").exit_code == 0
+    file.write_text(GAUSSIAN + reading + "more = 1\n")
     done = dpm("sample", tmp_path / "run", "-n", 5)
     assert_error(done, "--model FILE takes the program where its data are.")
     assert dpm("sample", tmp_path / "run", "-n", 5, "--model", file).exit_code == 0

@@ -40,8 +40,9 @@ def test_what_is_fine_is_trusted():
         ({"sandwich_gap_bits": math.nan}, "the bounds are nan bits apart"),
         ({"work_overlap": 0.02}, "overlap by 2.0% only"),
         ({"gap_bits": -0.05}, "exceeds the data's own log density"),
+        ({"estimate_bits_se": math.nan}, "of a single datum the error of the mean is not known"),
     ],
-    ids=["k-hat", "k-hat unknown", "ESS", "gap", "gap unknown", "overlap", "above the limit"],
+    ids=["k-hat", "k-hat unknown", "ESS", "gap", "gap unknown", "overlap", "above the limit", "a single datum"],
 )
 def test_each_fault_is_named(change, words):
     (fault,) = problems(FINE | change)

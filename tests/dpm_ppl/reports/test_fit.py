@@ -82,6 +82,11 @@ def test_a_bound_below_what_no_learning_gives_is_said_with_its_steps():
     assert found.startswith(f"the ELBO is {5 / math.log(2):.3f} bits below L_null")
     assert f"Of its KL, {4.3 / math.log(2):.3f} bits, steps t = 3, " in found
     assert f", 6 have {4.1 / math.log(2):.3f}" in found
+    assert "their variance cannot be right" in found
+    spread = np.full((7, 50), 0.1)  # no step has much of it; and bits have no variance
+    for told in (problems(known, spread)[0], problems(known, kl, is_continuous=False)[0]):
+        assert "variance" not in told
+        assert told.endswith("fit for longer.")
     about = {"model": "m", "iterations": 5, "seconds": 1.0, "problems": [found]}
     assert "Warning: the ELBO is" in table(metrics(summary(), limit=None, about=about))
     for better in ({"elbo_nats": -3.9}, {"elbo_nats": -4.5}, {"L_null_nats": -math.inf}):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpm_ppl.datasets import Dequantised, Scale
-from dpm_ppl.reports.numbers import in_bits, known_or_none, of_pixels, with_error
+from dpm_ppl.reports.numbers import counted, data_counted, in_bits, known_or_none, of_pixels, with_error
 
 
 def test_mean_in_bits_and_its_error():
@@ -36,6 +36,13 @@ def test_what_json_lacks_is_none():
 )
 def test_a_number_with_its_error(figures, text):
     assert with_error(figures, "elbo") == text
+
+
+def test_one_datum_is_no_data():
+    assert counted(1, "particle", "particles") == "1 particle"
+    assert counted(2000, "particle", "particles") == "2,000 particles"
+    assert data_counted(1, "held-out data") == "1 held-out datum"
+    assert data_counted(0, "fresh data") == "0 fresh data"
 
 
 def test_bits_of_an_image_are_told_by_pixel_and_dimension():

@@ -175,3 +175,14 @@ def test_where_no_signal_is_left_the_step_stays_finite():
     expected = times(np.array([0.2, -0.8]), np.eye(2), np.eye(2), 0.5 * np.eye(2), np.full(2, 3.0))[0]
     np.testing.assert_allclose(log_mean, expected + np.log(np.pi), rtol=1e-9)
     assert np.isfinite(proposal(move)[1]).all()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_expanded_laws_are_those_written_out(full):
+    """Where several coordinates have one mean or scale, as numbers without a shape or under `expand`."""
+    written = dist.Normal(jnp.full(3, 0.4), 0.7 * jnp.ones(3)).to_event(1)
+    for law in (dist.Normal(0.4, 0.7).expand((3,)), dist.Normal(jnp.full((1,), 0.4), 0.7).expand((3,))):
+        found, is_normal = gaussian_guidance.moments(law.to_event(1), full=full)
+        expected, _ = gaussian_guidance.moments(written, full=full)
+        assert is_normal
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
