@@ -121,7 +121,7 @@ def fit_starts(
         after, carried, loss = iterate(source, i, state.carry, state.carried)
         healthy = state.healthy & jnp.isfinite(loss) & all_finite(after.average) & all_finite(after.mutable_state)
         carry = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, state.carry)
-        return _State(state.batch_key, state.noise_key, carry, carried, healthy), jnp.where(healthy, loss, jnp.nan)
+        return _State(state.batch_key, state.noise_key, carry, carried, healthy), jnp.where(healthy, loss, jnp.inf)
 
     def steps(at: tuple[_State, Array], i: Array, source: Any) -> tuple[_State, Array]:
         state, losses = at
@@ -131,14 +131,20 @@ def fit_starts(
     with compiling(progress=progress):
         state = jax.jit(jax.vmap(begin, in_axes=(0, None)))(keys, batches.source)
         stepping = jax.jit(steps, donate_argnums=0)
-        at = stepping((state, jnp.full((num_starts, num_iterations), jnp.nan)), first, batches.source)
+        at = stepping((state, jnp.full((num_starts, num_iterations), jnp.inf)), first, batches.source)
     with tqdm(total=num_iterations, initial=1, bar_format=BAR, **bar_options(progress=progress)) as bar:
         for i in range(1, num_iterations):
             at = stepping(at, jnp.asarray(i, jnp.int32), batches.source)
             if i % _BETWEEN_LOOKS == 0:
-                _look(np.asarray(at[1])[:, : i + 1], bar)
-        _look(np.asarray(at[1]), bar)
-    return Starts(at[0].carry, np.asarray(at[1]))
+                _look(_fetched(at[1])[:, : i + 1], bar)
+        _look(_fetched(at[1]), bar)
+    return Starts(at[0].carry, _fetched(at[1]))
+
+
+def _fetched(losses: Array) -> np.ndarray:
+    """Losses with NaN where a start had failed: infinite on the device, as `jax_debug_nans` would stop at NaN there."""
+    found = np.asarray(losses)
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def scores(losses: np.ndarray) -> np.ndarray:

@@ -30,12 +30,14 @@ def numbers():
 
     options = {"num_iterations": 1, "batch_size": 2, "num_steps_sampled": 1, "progress": False}
     fitted = fit(*dpm.single_chain(diffusion), X0, key=jax.random.key(0), **options)
+    starts = fit(*dpm.single_chain(diffusion), X0, key=jax.random.key(0), num_starts=2, **options)
     terms = bound(diffusion, X0[:1], params=PARAMS, key=jax.random.key(1))
     with pytest.warns(UserWarning, match="NOT be trusted"):
         posterior = smc(denoise, "x", params=PARAMS, num_particles=4, twist=unguided())(jax.random.key(4), X0[0])
     assert np.isnan(terms.elbo_variance).all()
     return {
         "fit": fitted.params["keep"],
+        "starts": starts.params["keep"],
         "bound": terms.elbo,
         "summary": np.array(list(terms.summary().values())),
         "evidence": posterior.log_evidence,
