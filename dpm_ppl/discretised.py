@@ -4,6 +4,7 @@ With it as `decode`, on data at the centres of their levels, the ELBO is a bound
 themselves: bits per dimension are -ELBO / (D log 2), of no dequantisation. beta_1 may then be as small as one likes.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -66,6 +67,27 @@ class DiscretisedNormal(dist.Distribution):
         near = jnp.where(above, -low, high)  # the end that is nearer to the mean, in deviations from it
         inner = _log_mass(near, 1 / (self.levels.width * self.scale))
         return jnp.where(first, log_ndtr(high), jnp.where(last, log_ndtr(-low), inner))
+
+    @property
+    def mean(self) -> Array:
+        """Mean of the levels' centres, shape the batch."""
+        return self._expected(lambda x: x)
+
+    @property
+    def variance(self) -> Array:
+        """Variance of the levels' centres, shape the batch."""
+        mean = self.mean
+        return self._expected(lambda x: (x - mean) ** 2)
+
+    def _expected(self, value: Callable[[Array], Array]) -> Array:
+        """The mean of a function of the centres: level by level, as all at once are as many times the memory."""
+
+        def add(total: Array, level: Array) -> tuple[Array, None]:
+            centre = self._centre(level)
+            return total + value(centre) * jnp.exp(self.log_prob(centre)), None
+
+        begin = jnp.zeros(self.batch_shape, jnp.result_type(self.loc, float))
+        return jax.lax.scan(add, begin, jnp.arange(self.levels.levels))[0]
 
     def _level(self, value: ArrayLike) -> Array:
         level = jnp.floor(jnp.asarray(value) * self.levels.width + self.levels.shift)

@@ -30,13 +30,22 @@ def held_out() -> np.ndarray:
     return SCALE.centre(dpm.datasets.mnist().test)
 
 
-def of_images(*event_shape: int, scale: Scale | None = None) -> Definition:
-    """A chain of images on real numbers; with the scale of their levels, its last step is over these."""
+def of_images(
+    *event_shape: int,
+    scale: Scale | None = None,
+    first: float = FIRST,
+    num_steps: int = NUM_STEPS,
+    widths: tuple[int, int] = WIDTHS,
+) -> Definition:
+    """A chain of images on real numbers; with the scale of their levels, its last step is over these.
+
+    x^1 is to be less than a level from x^0: the log-SNR `first` says how near, in units of the data.
+    """
 
     def diffusion() -> dpm.Diffusion:
-        beta = dpm.schedules.learned_log_snr("log_snr", NUM_STEPS, first=FIRST, last=LAST)
+        beta = dpm.schedules.learned_log_snr("log_snr", num_steps, first=first, last=LAST)
         kernel = dpm.GaussianKernel(beta, event_shape)
-        net = dpm.networks.UNet(event_shape, num_outputs=2, num_steps=NUM_STEPS, widths=WIDTHS, key=numpyro.prng_key())
+        net = dpm.networks.UNet(event_shape, num_outputs=2, num_steps=num_steps, widths=widths, key=numpyro.prng_key())
         net = eqx_module("reverse", net)
 
         def predicted(x: Array, t: Array) -> tuple[Array, Array]:
@@ -44,16 +53,19 @@ def of_images(*event_shape: int, scale: Scale | None = None) -> Definition:
             return dpm.outputs.data_from_velocity(kernel, x, t, velocity), log_scale
 
         def reverse(x: Array, t: Array) -> dist.Distribution:
-            x0, log_scale = predicted(x, t)
-            variance = kernel.posterior_coefficients(t)[2] * jnp.exp(2 * log_scale)
-            return dpm.outputs.data_normal(kernel, x, t, x0, variance=variance)
+            x0, log_scale = predicted(x, t)  # and how sure: at 0 as of white noise of unit variance
+            from_data, _, certain = kernel.posterior_coefficients(t)
+            noise = kernel.one_minus_alpha_bar[t].reshape(certain.shape)
+            return dpm.outputs.data_normal(
+                kernel, x, t, x0, variance=certain + from_data**2 * noise * jnp.exp(2 * log_scale)
+            )
 
         if scale is None:
             return dpm.Diffusion(kernel, reverse)
 
         def decode(x1: Array) -> dist.Distribution:
             x0, log_scale = predicted(x1, jnp.ones(x1.shape[: x1.ndim - len(event_shape)], int))
-            law = dpm.DiscretisedNormal(x0, jnp.exp(log_scale - FIRST / 2), levels=scale)
+            law = dpm.DiscretisedNormal(x0, jnp.exp(log_scale - first / 2), levels=scale)
             return law.to_event(len(event_shape))
 
         return dpm.Diffusion(kernel, reverse, decode)

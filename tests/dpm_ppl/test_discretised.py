@@ -50,6 +50,17 @@ def test_each_is_the_mass_of_its_interval(log_prob):
     assert np.isfinite(found).all()
 
 
+def test_moments_are_those_of_the_levels(log_prob):
+    """Also where most of the mass is beyond the last level."""
+    x = centres(np.arange(256))[:, None]
+    probs = np.exp(np.asarray(log_prob(LOC, SCALE, x)))
+    mean = (probs * x).sum(0)
+    law = DiscretisedNormal(LOC, SCALE, levels=LEVELS)
+    np.testing.assert_allclose(law.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(law.variance, (probs * (x - mean) ** 2).sum(0), rtol=1e-7, atol=1e-15)
+    assert law.mean[-1] < LOC[-1] - 1
+
+
 def test_narrow_intervals_are_no_zeros(log_prob):
     """A level of a thousandth of the deviation, in single precision, beside the density times its width."""
     scale = np.float32(90.0)

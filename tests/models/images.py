@@ -11,7 +11,7 @@ from dpm_ppl.reports.floor import independent_floor
 from tests.compiling import optimised
 
 
-def fits_on_a_screen(name, *, most=70):
+def fits_on_a_screen(name, *, most=80):
     page = find.load(name)
     assert len(page.path.read_text().splitlines()) <= most
     assert page.summary.endswith(".")
