@@ -257,7 +257,9 @@ def verdict(figures: Mapping[str, Any], found: list[str]) -> list[str]:
     needed = max(needed, 10 * num_particles)
     if figures["estimate_bits_se"] is None or not math.isfinite(figures["estimate_bits_se"]):
         lines.append("What to do: run again on more data, --num-data 20; an error needs two at least.")
-    elif figures["khat_unknown_share"] > TOLERATED_SHARE and num_particles < 100:
+        if len(found) == 1:
+            return lines
+    if figures["khat_unknown_share"] > TOLERATED_SHARE and num_particles < 100:
         lines.append("What to do: run again with --particles 1000; k-hat needs 30 at least, and hundreds to mean much.")
     elif needed <= MOST_PARTICLES:
         digits = 10 ** (len(str(int(needed))) - 1)
