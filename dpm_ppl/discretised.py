@@ -37,6 +37,7 @@ class DiscretisedNormal(dist.Distribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
     support = constraints.real
+    has_atoms = True  # its log_prob is of a level, and no density
     pytree_data_fields = ("loc", "scale")
     pytree_aux_fields = ("levels",)
     loc: Array

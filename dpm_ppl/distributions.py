@@ -97,6 +97,11 @@ def innermost(p: Any) -> Any:
     return p
 
 
+def has_density(p: Any) -> bool:
+    """Whether a law has a density over real numbers: a discrete one has not, nor has one of levels on the real line."""
+    return not (p.support.is_discrete or getattr(innermost(p), "has_atoms", False))
+
+
 def coordinate_support(support: Any) -> Any:
     """The support of one coordinate, under any event dimensions."""
     while isinstance(support, constraints.independent):

@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy.stats import norm, qmc
 
-from dpm_ppl.distributions import inverse_lower, lower_factor
+from dpm_ppl.distributions import has_density, inverse_lower, lower_factor
 from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target
 from dpm_ppl.inference.posteriors.gaussian_guidance import (
     Guided,
@@ -33,7 +33,7 @@ from dpm_ppl.inference.posteriors.gaussian_guidance import (
     step_move,
     uncertain,
 )
-from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, MixtureMove, NormalMove
+from dpm_ppl.inference.posteriors.proposals import DEFENSIVE, MixtureMove, NormalMove, Unguided
 
 MOST_COORDINATES = 10  # of an event that is averaged over by default: in more few points meet r, and programs are large
 
@@ -149,10 +149,12 @@ def averaged_step(
 
 def averaged_product(
     p: dist.Distribution, log_r: LogR, known: Known, averaging: Averaging, *, full: bool | None = None
-) -> tuple[Array, MixtureMove]:
+) -> tuple[Array, MixtureMove | Unguided]:
     """Log E_p r in nats, r of the state itself, and a proposal near p r; the known coordinates are clamped."""
     normal, is_normal = moments(p, full=is_full(math.prod(p.event_shape), full=full))
     of = average(normal, log_r, known, p.event_shape, averaging)
+    if not has_density(p):
+        return of.log_r, Unguided(p)
     move = product_move(of.guided, None if is_normal else p, p.event_shape)
     return of.log_r, _mixture(move, of, of.white, jnp.zeros_like(move.factor), averaging)
 

@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 from dpm_ppl.diffusion import Diffusion
-from dpm_ppl.distributions import innermost, inverse_lower, lower_factor, solve_lower
+from dpm_ppl.distributions import has_density, innermost, inverse_lower, lower_factor, solve_lower
 from dpm_ppl.inference.posteriors.conditioning import Known, LogR, Target
-from dpm_ppl.inference.posteriors.proposals import NormalMove
+from dpm_ppl.inference.posteriors.proposals import NormalMove, Unguided
 from dpm_ppl.kernels.kernel import has_closed_forms, step_number
 
 NAME = "normal"
@@ -152,10 +152,17 @@ def guide(normal: Normal, log_r: LogR, known: Known, event_shape: tuple[int, ...
     return Guided(widened + log_known, log_known, normal, shift, inner)
 
 
-def product(p: dist.Distribution, log_r: LogR, known: Known, *, full: bool | None = None) -> tuple[Array, NormalMove]:
-    """Log E_p r in nats, r of the state itself and expanded at p's mean, and the proposal proportional to p r."""
+def product(
+    p: dist.Distribution, log_r: LogR, known: Known, *, full: bool | None = None
+) -> tuple[Array, NormalMove | Unguided]:
+    """Log E_p r in nats, r of the state itself and expanded at p's mean, and the proposal proportional to p r.
+
+    Where p has no density, as over the levels of an image, a normal cannot propose: it is p itself.
+    """
     normal, is_normal = moments(p, full=is_full(math.prod(p.event_shape), full=full))
     guided = guide(normal, log_r, known, p.event_shape)
+    if not has_density(p):
+        return guided.log_r, Unguided(p)
     return guided.log_r, product_move(guided, None if is_normal else p, p.event_shape)
 
 
@@ -166,8 +173,10 @@ def product_move(guided: Guided, p: dist.Distribution | None, event_shape: tuple
     return NormalMove(*guided.base, shift, lower_factor(square(upper)), guided.log_known, p, event_shape)
 
 
-def shifted(p: dist.Distribution, slope: Array) -> NormalMove:
+def shifted(p: dist.Distribution, slope: Array) -> NormalMove | Unguided:
     """The step shifted by Sigma times a gradient, at most two standard deviations in root mean square."""
+    if not has_density(p):
+        return Unguided(p)
     normal, is_normal = moments(p, full=slope.size <= LARGEST_FULL)
     shift = jnp.einsum("bji,bj->bi", normal.scale_tril, slope.reshape(normal.loc.shape))
     shift = _guarded(shift)
@@ -181,7 +190,7 @@ def predicted(target: Target, x: Array, t: Array) -> Array:
     return _undone(target.diffusion.reverse(x, t), forms, x).reshape(x.shape)
 
 
-def denoised_step(target: Target, x: Array, t: Array) -> tuple[Array, NormalMove]:
+def denoised_step(target: Target, x: Array, t: Array) -> tuple[Array, NormalMove | Unguided]:
     """Log r at the predicted x^0, and the step shifted by Sigma times its gradient in x^t."""
     value, slope = jax.value_and_grad(lambda x: target.log_r(predicted(target, x, t)))(x)
     return value, shifted(target.diffusion.reverse(x, t), slope)
