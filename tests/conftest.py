@@ -54,6 +54,12 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 
+def pytest_runtest_setup(item):
+    """What needs real data is skipped where none are named: it may take minutes too."""
+    if item.get_closest_marker("data") and not os.environ.get("DPM_DATA"):
+        pytest.skip("DPM_DATA names no folder")
+
+
 def pytest_unconfigure(config):
     if _KEPT in config.stash:
         config.stash[_KEPT].cleanup()

@@ -31,3 +31,10 @@ def learns(name, *, num_iterations=200, num_data=16):
     levels_of = getattr(data, "levels_of", None)
     floor = independent_floor(held_out[:2000], support_of(held_out, held_out), levels_of=levels_of)
     assert elbo.mean() - 3 * elbo.std(ddof=1) / np.sqrt(num_data) > floor, (elbo.mean(), floor)
+
+
+def are_dequantised(held_out, images, scale):
+    """Held-out numbers stand for these levels; in single precision one of 10,000 may round to the next."""
+    off = scale.quantise(held_out) - images.astype(int)
+    assert np.abs(off).max() <= 1
+    assert (off != 0).mean() < 1e-4

@@ -1,7 +1,5 @@
 """The parameters that come with binary MNIST: of this page as it stands, and as good as is said."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,6 @@ from numpyro.infer import TraceMeanField_ELBO
 import dpm_ppl as dpm
 from dpm_ppl.commands import find
 from dpm_ppl.commands.pretrained import LOSSES, how_made
-from dpm_ppl.datasets import files
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.models import mnist_binary
 from tests.compiling import optimised
@@ -38,8 +35,6 @@ def test_its_parameters_are_those_of_the_page(pretrained):
 @optimised()
 def test_its_parameters_have_the_bound_that_is_stated(pretrained):
     """On 100 test images, 4 steps each: within the errors of both."""
-    if files.VARIABLE not in os.environ:
-        pytest.skip(f"{files.VARIABLE} names no folder with MNIST")
     made, params = pretrained
     params, x0 = jax.tree.map(jnp.float32, params), jnp.asarray(mnist_binary.held_out()[:100])
     programs = [dpm.subsample_steps(program, size=4) for program in (mnist_binary.model, mnist_binary.guide)]

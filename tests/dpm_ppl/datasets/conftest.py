@@ -1,7 +1,6 @@
 """Tests of data find no files but their own: no folder is named, and the cache is an empty one."""
 
 import gzip
-import os
 
 import numpy as np
 import pytest
@@ -40,7 +39,5 @@ def write(path, content, *, packed=False):
 
 @pytest.fixture
 def real():
-    """The folder of real files that DPM_DATA names; a test without one is skipped."""
-    if not os.environ.get(files.VARIABLE):
-        pytest.skip(f"{files.VARIABLE} names no folder")
+    """The folder of real files that DPM_DATA names."""
     return files.folder()
