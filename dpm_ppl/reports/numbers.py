@@ -54,7 +54,8 @@ def of_pixels(figures: Mapping[str, Any], source: Any) -> dict[str, float]:
                 found[f"{name}_per_pixel{suffix}"] = value / math.prod(shape[:2])
     if figures.get("elbo_bits") is not None:
         found["bits_per_dimension"] = source.bits_per_dimension(figures["elbo_bits"] * math.log(2))
-        found["bits_per_dimension_se"] = figures["elbo_bits_se"] / math.prod(shape)
+        if (error := figures.get("elbo_bits_se")) is not None:  # of a single datum it is not known
+            found["bits_per_dimension_se"] = error / math.prod(shape)
     return found
 
 

@@ -51,4 +51,5 @@ def test_bits_of_an_image_are_told_by_pixel_and_dimension():
     found = of_pixels({"elbo_bits": -36.0, "elbo_bits_se": 0.6, "K_bits": -12.0, "K_bits_se": None}, data)
     expected = {"elbo_bits_per_pixel": -6.0, "elbo_bits_per_pixel_se": 0.1, "K_bits_per_pixel": -2.0}
     assert found == pytest.approx(expected | {"bits_per_dimension": 3.0 + 2.0, "bits_per_dimension_se": 0.05})
+    assert "bits_per_dimension_se" not in of_pixels({"elbo_bits": -36.0, "elbo_bits_se": None}, data)  # of one image
     assert of_pixels({"elbo_bits": -36.0, "elbo_bits_se": 0.6}, np.zeros((5, 2, 3))) == {}
