@@ -96,7 +96,7 @@ def test_numbers_that_hang_on_the_machine():
     assert differences("97 s here, 3 passed", "2 minutes here, 3 passed", here=True) is None
     assert differences("97 s here, 3 passed", "97 s here, 3 failed", here=True) is not None
     tagged = [cell for path in NOTEBOOKS for cell in code_cells(nbformat.read(path, 4)) if "tags" in cell.metadata]
-    assert len(tagged) == 2
+    assert len(tagged) == 4
 
 
 def is_program(node):
