@@ -68,9 +68,8 @@ def evaluate(
             scale = run.data.scale if isinstance(run.data, Dequantised | Centred) else None
             fold = jax.random.fold_in(key, 2)
             windows = parzen_figures(run.program, run.params, given.data, num_samples=parzen, scale=scale, key=fold)
-        evaluated = evaluate_program(
-            run.program, run.params, given.data, num_particles=particles, num_data=num_data, about=about, key=key
-        )
+        options: dict[str, Any] = {"num_particles": particles, "num_data": num_data, "source": run.data, "about": about}
+        evaluated = evaluate_program(run.program, run.params, given.data, key=key, **options)
         figures = evaluated.figures | windows
         if discriminator:
             figures |= compare(run.program, run.params, given.data, key=jax.random.fold_in(key, 1))

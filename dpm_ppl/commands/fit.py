@@ -101,7 +101,7 @@ def fit(
                 "num_parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(fitted.params)),
                 "seed": seed,
             }
-            figures, draw = report(program, evaluated.data, fitted, about=about, key=evaluation_key)
+            figures, draw = report(program, evaluated.data, fitted, source=all_data, about=about, key=evaluation_key)
             write_json(run_dir / "metrics.json", figures)
             typer.echo(table(figures))
             written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]

@@ -308,6 +308,7 @@ def evaluate_program(
     *,
     num_particles: int,
     num_data: int | None,
+    source: Any,
     about: Mapping[str, Any],
     key: Array,
 ) -> Evaluated:
@@ -319,6 +320,7 @@ def evaluate_program(
         data: Its data, as `dpm_ppl.programs.Program` has them; each datum is scored given its own context.
         num_particles: Trajectories, or draws of the guide, of each datum.
         num_data: How many data; None for what takes a minute or two.
+        source: All of the program's data, which know of levels where they are images.
         about: What else to report, put first.
         key: Random key.
 
@@ -328,7 +330,7 @@ def evaluate_program(
     parts = parts_of(program, data)
     of = _of_chain if parts.definition is not None else _of_whole_program
     found = of(program, parts, params, data, num_particles=num_particles, num_data=num_data, about=about, key=key)
-    return replace(found, figures=found.figures | of_pixels(found.figures, program.data()))
+    return replace(found, figures=found.figures | of_pixels(found.figures, source))
 
 
 def _of_chain(

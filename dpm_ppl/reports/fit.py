@@ -118,7 +118,7 @@ def problems(summary: Mapping[str, float], kl: ArrayLike, *, is_continuous: bool
 
 
 def report(
-    program: Program, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+    program: Program, data: Any, fitted: Fit, *, source: Any, about: Mapping[str, Any], key: Array
 ) -> tuple[dict[str, Any], Callable[[], Figure]]:
     """Evaluates a fit on fresh data.
 
@@ -126,6 +126,7 @@ def report(
         program: The program.
         data: Its data, as `dpm_ppl.programs.Program` has them.
         fitted: The fit.
+        source: All of the program's data, which know of levels where they are images.
         about: What else to report, put first.
         key: Random key.
 
@@ -134,12 +135,12 @@ def report(
     """
     parts = parts_of(program, data)
     of = _of_chain if parts.definition is not None else _of_whole_program
-    figures, draw = of(program, parts, data, fitted, about=about, key=key)
-    return figures | of_pixels(figures, program.data()), draw
+    figures, draw = of(program, parts, data, fitted, source=source, about=about, key=key)
+    return figures | of_pixels(figures, source), draw
 
 
 def _of_chain(
-    program: Program, parts: Parts, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+    program: Program, parts: Parts, data: Any, fitted: Fit, *, source: Any, about: Mapping[str, Any], key: Array
 ) -> tuple[dict[str, Any], Callable[[], Figure]]:
     definition: Any = parts.definition
     keys = jax.random.split(key, 5)
@@ -153,7 +154,7 @@ def _of_chain(
     many = x0
     if len(x0) < _FLOOR_DATA:  # too few to choose the law of each coordinate by
         many = parts.x0(fresh_data(data, key=jax.random.fold_in(keys[0], 1), num_data=_FLOOR_DATA))
-    limit, floor = entropy_limit(alone, x0), _floor(program, many, support_of(alone, x0))
+    limit, floor = entropy_limit(alone, x0), _floor(source, many, support_of(alone, x0))
 
     times = {0, diffusion.num_steps // 2, diffusion.num_steps}
     # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
@@ -188,12 +189,12 @@ def _of_chain(
     return figures | ({"problems": found} if found else {}), draw
 
 
-def _floor(program: Program, x0: ArrayLike, support: Any) -> float | None:
-    return independent_floor(x0, support, levels_of=getattr(program.data(), "levels_of", None))
+def _floor(source: Any, x0: ArrayLike, support: Any) -> float | None:
+    return independent_floor(x0, support, levels_of=getattr(source, "levels_of", None))
 
 
 def _of_whole_program(
-    program: Program, parts: Parts, data: Any, fitted: Fit, *, about: Mapping[str, Any], key: Array
+    program: Program, parts: Parts, data: Any, fitted: Fit, *, source: Any, about: Mapping[str, Any], key: Array
 ) -> tuple[dict[str, Any], Callable[[], Figure]]:
     """The same of a program that is no single chain."""
     keys = jax.random.split(key, 3)
@@ -203,7 +204,7 @@ def _of_whole_program(
     alone, limit, floor = parts.alone(data), None, None
     support = support_of(alone, x0)
     if "elbo_nats" in summary:
-        limit, floor = entropy_limit(alone, x0), _floor(program, x0, support)
+        limit, floor = entropy_limit(alone, x0), _floor(source, x0, support)
     figures = metrics(summary, limit=limit, about=about, floor=floor)
 
     def draw() -> Figure:

@@ -11,7 +11,8 @@ from jax import Array
 from dpm_ppl.inference.checks.report import Finding, failed, passed, skipped
 from dpm_ppl.inference.checks.statistics import Difference
 from dpm_ppl.inference.checks.subject import Subject
-from dpm_ppl.tracing import Sites, trace_quietly
+from dpm_ppl.programs import plain_sites
+from dpm_ppl.tracing import trace_quietly
 
 NAME = "rows"
 ROWS = np.array([0, 1])  # a row that is rolled, turned round or averaged over is another there
@@ -32,14 +33,7 @@ def rows(subject: Subject) -> Iterator[Finding]:
         for name, site in drawn.items()
         if site["type"] == "plate" or (site["type"] == "sample" and not site["is_observed"])
     }
-    of_pair = {
-        name: _rows(value, frames["guide"][name] - drawn[name]["fn"].event_dim)
-        if name in frames["guide"]
-        else value[: len(ROWS)]
-        if drawn[name]["type"] == "plate" and len(value) == len(subject.x0)
-        else value
-        for name, value in latents.items()
-    }
+    of_pair = {name: _of_pair(drawn[name], frames["guide"].get(name), len(subject.x0)) for name in latents}
     off = []
     for where, program in programs.items():
         if not frames[where]:
@@ -69,30 +63,26 @@ def rows(subject: Subject) -> Iterator[Finding]:
 
 def _frames(subject: Subject, pair: Any) -> dict[str, dict[str, int]]:
     """The dimension of the data's plate at each site in it: that which is as long as any batch."""
-
-    def lengths(program: Any, batch: Any) -> dict[str, dict[int, int]]:
-        sites: Sites = {}
-
-        def run(batch: Any) -> None:
-            sites.update(trace_quietly(program, batch, params=subject.params)[1])
-
-        jax.eval_shape(run, batch)
-        return {
-            name: {frame.dim: frame.size for frame in site["cond_indep_stack"]}
-            for name, site in sites.items()
-            if site["type"] == "sample"
+    of_all, of_two = subject.sites, plain_sites(subject.model, subject.guide, pair, subject.params)
+    both = len(subject.x0), len(ROWS)
+    return {
+        where: {
+            name: frame.dim
+            for name, site in of_all[where].items()
+            if site["type"] == "sample" and name in of_two[where]
+            for frame, of_pair in zip(site["cond_indep_stack"], of_two[where][name]["cond_indep_stack"], strict=True)
+            if (frame.size, of_pair.size) == both
         }
+        for where in ("guide", "model")
+    }
 
-    found = {}
-    for where, program in (("guide", subject.guide), ("model", subject.model)):
-        of_all, of_two = (lengths(program, batch) for batch in (subject.batch, pair))
-        found[where] = {
-            name: dim
-            for name, dims in of_all.items()
-            for dim, size in dims.items()
-            if (size, of_two.get(name, {}).get(dim)) == (len(subject.x0), len(ROWS))
-        }
-    return found
+
+def _of_pair(site: Any, dim: int | None, num_data: int) -> Any:
+    """What the guide drew at a site, of the pair alone: along the data's plate, and of the plate's own indices."""
+    value = site["value"]
+    if dim is not None:
+        return _rows(value, dim - site["fn"].event_dim)
+    return value[: len(ROWS)] if site["type"] == "plate" and len(value) == num_data else value
 
 
 def _log_densities(

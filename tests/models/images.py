@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 
 from dpm_ppl.commands import find
 from dpm_ppl.data import fresh_data, support_of
+from dpm_ppl.datasets import files
 from dpm_ppl.inference import bound, fit
 from dpm_ppl.reports.floor import independent_floor
 from tests.compiling import optimised
@@ -15,6 +17,13 @@ def fits_on_a_screen(name, *, most=80):
     page = find.load(name)
     assert len(page.path.read_text().splitlines()) <= most
     assert page.summary.endswith(".")
+
+
+def asks_for(what, part, folder, monkeypatch):
+    """Without its files a part of a page says which is missing, and what names their folder."""
+    monkeypatch.setenv(files.VARIABLE, str(folder))
+    with pytest.raises(FileNotFoundError, match=rf"{what}.*{files.VARIABLE}"):
+        part()
 
 
 @optimised()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from dpm_ppl.datasets import files
 from dpm_ppl.models import bark
-from tests.models.images import are_dequantised, fits_on_a_screen, learns
+from tests.models.images import are_dequantised, asks_for, fits_on_a_screen, learns
 
 
 def test_fits_on_a_screen():
@@ -13,10 +12,8 @@ def test_fits_on_a_screen():
 
 
 def test_without_photographs_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
     bark.patches.cache_clear()
-    with pytest.raises(FileNotFoundError, match=r"Expected a folder of photographs at .*bark.*DPM_DATA"):
-        bark.data()
+    asks_for(r"Expected a folder of photographs at .*bark", bark.data, tmp_path, monkeypatch)
 
 
 @pytest.mark.data

@@ -3,9 +3,8 @@
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.datasets import files
 from dpm_ppl.models import cifar10_2015
-from tests.models.images import are_dequantised, fits_on_a_screen, learns
+from tests.models.images import are_dequantised, asks_for, fits_on_a_screen, learns
 
 
 def test_fits_on_a_screen():
@@ -13,9 +12,7 @@ def test_fits_on_a_screen():
 
 
 def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-bin/data_batch_1\.bin.*DPM_DATA"):
-        cifar10_2015.data()
+    asks_for(r"cifar-10-batches-bin/data_batch_1\.bin", cifar10_2015.data, tmp_path, monkeypatch)
 
 
 @pytest.mark.data

@@ -7,11 +7,11 @@ import pytest
 from scipy.special import logsumexp
 
 import dpm_ppl as dpm
-from dpm_ppl.datasets import Centred, Scale, files
+from dpm_ppl.datasets import Centred, Scale
 from dpm_ppl.inference import bound
 from dpm_ppl.models import mnist
 from dpm_ppl.programs import instantiate
-from tests.models.images import fits_on_a_screen, learns
+from tests.models.images import asks_for, fits_on_a_screen, learns
 from tests.models.test_swiss_roll import start
 
 T, SHAPE = 6, (4, 8)
@@ -67,10 +67,8 @@ def test_the_bound_is_one_of_levels(small):
 
 
 def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
     for part in (mnist.data, mnist.held_out):
-        with pytest.raises(FileNotFoundError, match=r"mnist/train-images-idx3-ubyte\.gz in .*DPM_DATA"):
-            part()
+        asks_for(r"mnist/train-images-idx3-ubyte\.gz in ", part, tmp_path, monkeypatch)
 
 
 @pytest.mark.data

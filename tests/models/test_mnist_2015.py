@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 import dpm_ppl as dpm
-from dpm_ppl.datasets import files
 from dpm_ppl.models import mnist_2015
 from dpm_ppl.programs import instantiate
-from tests.models.images import are_dequantised, fits_on_a_screen, learns
+from tests.models.images import are_dequantised, asks_for, fits_on_a_screen, learns
 from tests.models.test_swiss_roll import start
 
 T, SHAPE = 6, (8, 4, 3)
@@ -38,9 +37,7 @@ def test_reverse_steps_are_the_kernel_where_the_network_says_nothing(monkeypatch
 
 
 def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"mnist/train-images-idx3-ubyte\.gz in .*DPM_DATA"):
-        mnist_2015.data()
+    asks_for(r"mnist/train-images-idx3-ubyte\.gz in ", mnist_2015.data, tmp_path, monkeypatch)
 
 
 @pytest.mark.data

@@ -7,11 +7,10 @@ import pytest
 
 import dpm_ppl as dpm
 from dpm_ppl.commands import find
-from dpm_ppl.datasets import files
 from dpm_ppl.inference import fit
 from dpm_ppl.models import mnist_binary
 from dpm_ppl.programs import instantiate
-from tests.models.images import fits_on_a_screen, learns
+from tests.models.images import asks_for, fits_on_a_screen, learns
 from tests.models.test_swiss_roll import start
 
 T, SHAPE = 6, (4, 8)
@@ -46,11 +45,9 @@ def test_reverse_steps_are_the_kernel_where_the_network_says_nothing(small, para
 
 
 def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
     page = find.load("mnist_binary")
     for part in (page.data, page.held_out):
-        with pytest.raises(FileNotFoundError, match=r"mnist/train-images-idx3-ubyte\.gz in .*DPM_DATA"):
-            part()
+        asks_for(r"mnist/train-images-idx3-ubyte\.gz in ", part, tmp_path, monkeypatch)
 
 
 def test_recipes_are_options_of_fit():
