@@ -55,6 +55,13 @@ def test_numbers_stand_in_their_rows(runs):
     assert "10,000 samples, bandwidth 0.2" in digits["note"]
 
 
+def test_an_error_that_is_not_known_is_not_nought():
+    """Of a single image there is none."""
+    found = tables([{**BITS, "elbo_bits_se": None, "run": "one", "evaluation": {}}])
+    assert row(found, "table 2", "mnist_binary")["elbo_se"] is None
+    assert "nats  -86.000\n" in as_text(found)
+
+
 def test_what_was_not_run_says_how(runs):
     found = tables(read_runs([runs / "a"]))
     assert row(found, "table 1", "swiss_roll_2015")["run"]
