@@ -2,6 +2,8 @@
 
 A program that is split computes what it computes on one device, but for the order in which sums over data are added:
 random numbers are a function of key, datum and particle, under JAX's default generator (`jax_threefry_partitionable`).
+The devices may be of several processes, once each has called `jax.distributed.initialize`; all of them then run the
+same program.
 """
 
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -27,7 +30,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     """A mesh of one axis, `data`, over devices that JAX sees: what functions here take as `mesh`.
 
     Args:
-        num_devices: How many, the first of them; by default all.
+        num_devices: How many, the first of them; by default all, those of other processes too.
 
     Raises:
         TypeError: num_devices is no integer.
@@ -41,7 +44,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
             f"{num}. Is JAX installed for the accelerator? On a CPU the environment variable "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={num} makes as many, to try things out."
         )
-    return Mesh(np.array(devices[:num]), (AXIS,), axis_types=(AxisType.Auto,))
+    return _mesh_of(devices[:num])
+
+
+def _mesh_of(devices: list[Any]) -> Mesh:
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,11 @@ class Spread:
 
     mesh: Mesh | None = None
     axis: str = AXIS
+
+    @property
+    def hosts(self) -> bool:
+        """Whether some of the devices are of other processes."""
+        return self.whole is not None and not self.whole.is_fully_addressable
 
     @property
     def num(self) -> int:
@@ -75,9 +87,22 @@ class Spread:
         """The least multiple of `num` that holds `size`."""
         return -(-size // self.num) * self.num
 
-    def put(self, tree: T) -> T:
-        """The same on every device, whole."""
-        return tree if self.whole is None else jax.device_put(tree, self.whole)
+    def put(self, tree: T, placement: Any = None) -> T:
+        """The same on every device, whole, or as `placement` says, but for what is split over these devices already."""
+        if self.whole is None:
+            return tree
+        if self.hosts:
+            shardings = self.whole if placement is None else placement
+            placed: T = jax.jit(lambda tree: tree, out_shardings=shardings)(tree)  # which sends nothing to compare
+            return placed
+        if placement is not None:
+            return jax.tree.map(jax.device_put, tree, placement)
+
+        def put(leaf: Any) -> Any:
+            there = isinstance(leaf, Array) and leaf.sharding.device_set == self.whole.device_set  # type: ignore[union-attr]
+            return leaf if there else jax.device_put(leaf, self.whole)
+
+        return jax.tree.map(put, tree)
 
     def put_split(self, tree: T) -> T:
         """The same split along the first axis of each leaf; whole where the devices do not divide that."""
@@ -85,16 +110,59 @@ class Spread:
             return tree
 
         def put(leaf: Any) -> Any:
-            return jax.device_put(leaf, self.whole if leaf.shape[0] % self.num else self.split)
+            return self._parts(leaf) if self.hosts else jax.device_put(leaf, self._of_rows(len(leaf)))
 
         return jax.tree.map(put, tree)
 
-    def shapes(self, tree: Any) -> Any:
-        """Shapes, as `jax.eval_shape` gives them, of arrays that are whole on every device."""
-        sharding = self.whole
-        if sharding is None:
+    def _of_rows(self, num_rows: int) -> NamedSharding:
+        sharding = self.whole if num_rows % self.num else self.split
+        assert sharding is not None
+        return sharding
+
+    def rows_here(self, num_rows: int) -> np.ndarray:
+        """Which rows of so many this process has devices for, ascending: all of them, where there is no other."""
+        if not self.hosts:
+            return np.arange(num_rows)
+        parts = self._of_rows(num_rows).addressable_devices_indices_map((num_rows,)).values()
+        return np.unique(np.concatenate([np.arange(num_rows)[part] for part in parts]))
+
+    def put_rows(self, tree: T, num_rows: int) -> T:
+        """What `put_split` makes of so many rows, of those that this process has devices for."""
+        if not self.hosts:
+            return self.put_split(tree) if self.mesh is not None else jax.device_put(tree)
+        here = self.rows_here(num_rows)
+
+        def put(leaf: Any) -> Any:
+            def part(index: Any) -> Any:
+                rows = np.searchsorted(here, np.arange(num_rows)[index[0]])
+                return leaf[rows]
+
+            return jax.make_array_from_callback((num_rows, *leaf.shape[1:]), self._of_rows(num_rows), part)
+
+        return jax.tree.map(put, tree)
+
+    def _parts(self, leaf: Any) -> Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, self._of_rows(len(leaf)), lambda index: leaf[index])
+
+    def here(self, tree: T) -> T:
+        """The same, whole, for this process alone, where the devices are of several."""
+        if not self.hosts:
             return tree
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+        def own(leaf: Any) -> Any:
+            if leaf.is_fully_addressable:
+                return leaf
+            return leaf.addressable_data(0) if leaf.is_fully_replicated else jnp.asarray(whole(leaf))
+
+        return jax.tree.map(own, tree)
+
+    def shapes(self, tree: Any, placement: Any = None) -> Any:
+        """Shapes, as `jax.eval_shape` gives them, of arrays that are whole on every device, or as `placement` says."""
+        if self.whole is None:
+            return tree
+        placement = jax.tree.map(lambda leaf: self.whole, tree) if placement is None else placement
+        return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, placement)
 
     def constrained(self, tree: T) -> T:
         """In compiled code: has each leaf split along its first axis; XLA fills up what the devices do not divide."""
@@ -119,6 +187,15 @@ class Spread:
         return take(tree) if self.mesh is None else self.constrained(jax.lax.cond(where, take, lambda tree: tree, tree))
 
 
+def whole(leaf: Any) -> np.ndarray:
+    """An array in whole, which may be in parts on devices of other processes: all of them are to call this."""
+    if not isinstance(leaf, Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
 ALONE = Spread()
 """One device, the one where JAX puts what nobody places."""
 
@@ -136,22 +213,30 @@ def using(mesh: Mesh | None) -> Iterator[None]:
         _CHOSEN.reset(before)
 
 
-def spread_over(mesh: Mesh | None) -> Spread:
+def spread_over(mesh: Mesh | None, *, everywhere: bool = False) -> Spread:
     """How data are split over a mesh, or a clear error.
 
     Args:
         mesh: Devices with one axis, or with one named `data` beside others, over which all is repeated. By default
             those of `using`, or else all that JAX sees; where that is one, or a default device is set, nothing is
             placed at all.
+        everywhere: Whether devices of other processes are taken as well, all of which then call the same; if not, the
+            default is those of this process.
 
     Raises:
         TypeError: mesh is no mesh.
-        ValueError: it has several axes and none is `data`.
+        ValueError: it has several axes and none is `data`; or has devices of other processes, where they are not taken,
+            or only some of the processes'.
     """
-    mesh = _CHOSEN.get() if mesh is None else mesh
+    chosen = _CHOSEN.get()
+    if chosen is not None and not everywhere and _processes(chosen) != {jax.process_index()}:
+        chosen = None
+    mesh = chosen if mesh is None else mesh
     if mesh is None:
         config: Any = jax.config
-        return ALONE if config.jax_default_device is not None or len(jax.devices()) == 1 else Spread(make_mesh())
+        devices = jax.devices() if everywhere else jax.local_devices()
+        alone = config.jax_default_device is not None or len(devices) == 1
+        return ALONE if alone else Spread(_mesh_of(devices))
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f"Expected `mesh` to be a jax.sharding.Mesh, such as dpm_ppl.inference.make_mesh(8); got "
@@ -162,6 +247,17 @@ def spread_over(mesh: Mesh | None) -> Spread:
             f"Expected `mesh` to have the axis {AXIS!r}, along which data and particles are split, or one axis alone; "
             f"got the axes {', '.join(map(repr, mesh.axis_names))}."
         )
+    processes, here = _processes(mesh), jax.process_index()
+    if processes != {here} and not (everywhere and processes == set(range(jax.process_count()))):
+        wanted = "this process's devices, or some of every process" if everywhere else "this process's devices"
+        raise ValueError(
+            f"Expected `mesh` to have {wanted}; got devices of processes {', '.join(map(str, sorted(processes)))}, "
+            f"and this is process {here}. jax.local_devices() are its own."
+        )
     axis = AXIS if AXIS in mesh.axis_names else mesh.axis_names[0]
     # Explicit axes, which are the default of JAX's own maker, want shardings in the types of all that NumPyro does.
     return Spread(Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim), axis)
+
+
+def _processes(mesh: Mesh) -> set[int]:
+    return {device.process_index for device in mesh.devices.flat}

@@ -15,7 +15,8 @@ from dpm_ppl.commands.devices import Devices, on
 from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import load
-from dpm_ppl.commands.held_out import split
+from dpm_ppl.commands.held_out import Evaluated, split
+from dpm_ppl.commands.hosts import Coordinator, NumProcesses, ProcessId, part, together
 from dpm_ppl.commands.pretrained import how_made, require_fitted_here, take
 from dpm_ppl.data import draw, num_data_of
 from dpm_ppl.inference.fitting import runs
@@ -44,11 +45,14 @@ def fit(
         bool, typer.Option("--pretrained", help="Take the parameters that come with the program, in place of a fit.")
     ] = False,
     devices: Devices = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
 ) -> None:
     """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
-    from dpm_ppl.reports.fit import report, table
-
-    with clear_errors(), on(devices):
+    here = (coordinator, num_processes, process_id)
+    with clear_errors(), together(*here) as first, clear_errors(), on(devices):
+        say = typer.echo if first else _silent
         program = load(model)
         made = how_made(program) if pretrained else None
         if made is not None:
@@ -56,6 +60,8 @@ def fit(
                 raise ValueError(
                     "Expected --pretrained alone, as nothing is fitted; got --resume, --iterations or --held-out too."
                 )
+            if coordinator is not None:
+                raise ValueError("Expected one process with --pretrained, as nothing is fitted; got --coordinator.")
             held_out = 0.0  # what of an array the parameters have seen is not known: all of it is training data
             typer.echo(f"With {program.path.stem}: {'; '.join(f'{name} {value}' for name, value in made.items())}.")
         run_dir = run_dir or Path("runs") / program.path.stem
@@ -75,7 +81,7 @@ def fit(
             del noted["held_out"]
         else:
             recipe["batch_size"] = min(recipe["batch_size"], num_fitted)
-            typer.echo(
+            say(
                 f"{num_kept:,} of {num_all:,} data are held out, drawn by the seed, to evaluate on; "
                 "--held-out 0 fits all."
             )
@@ -93,29 +99,47 @@ def fit(
                     files=files,
                     **recipe,
                 )
-            about = {
-                "model": Path(noted["model"]).name,
-                "data": evaluated.called,
-                "iterations": fitted.num_iterations,
-                "seconds": float(fitted.seconds),
-                "num_parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(fitted.params)),
-                "seed": seed,
-            }
-            figures, draw = report(program, evaluated.data, fitted, source=all_data, about=about, key=evaluation_key)
-            write_json(run_dir / "metrics.json", figures)
-            typer.echo(table(figures))
-            written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
-            typer.echo(", ".join(map(str, written)))
+            part()
+            if first:
+                about = {"model": Path(noted["model"]).name, "seed": seed}
+                _tell(program, evaluated, fitted, source=all_data, run_dir=run_dir, about=about, key=evaluation_key)
         except KeyboardInterrupt:
             again = ["dpm", "fit", model, "--run-dir", str(run_dir), "--seed", str(seed), "--resume"]
             again += [] if iterations is None else ["--iterations", str(iterations)]
             again += [] if devices is None else ["--devices", str(devices)]
-            typer.echo(f"\nInterrupted. To carry on: {shlex.join(again)}", err=True)
+            again += [] if coordinator is None else ["--coordinator", coordinator]
+            together_again = "" if coordinator is None else ", in each process with the same --num-processes or fewer"
+            say(f"\nInterrupted. To carry on: {shlex.join(again)}{together_again}", err=True)
             raise typer.Exit(130) from None
         except ValueError as error:
             if data is all_data or "to have the full size" not in str(error):
                 raise
             raise ValueError(f"{error} With --held-out 0 all {num_all:,} data are fitted.") from error
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """What all but the first of several processes say."""
+
+
+def _tell(
+    program: Program, evaluated: Evaluated, fitted: inference.Fit, *, source: Any, run_dir: Path, about: Any, key: Any
+) -> None:
+    """Evaluates what was fitted, and writes and prints what there is to say of it."""
+    from dpm_ppl.reports.fit import report, table
+
+    of_fit = {
+        "model": about["model"],
+        "data": evaluated.called,
+        "iterations": fitted.num_iterations,
+        "seconds": float(fitted.seconds),
+        "num_parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(fitted.params)),
+        "seed": about["seed"],
+    }
+    figures, draw = report(program, evaluated.data, fitted, source=source, about=of_fit, key=key)
+    write_json(run_dir / "metrics.json", figures)
+    typer.echo(table(figures))
+    written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
+    typer.echo(", ".join(map(str, written)))
 
 
 def _noted(program: Program, run_dir: Path, *, seed: int, held_out: float | None, resume: bool) -> dict[str, Any]:
@@ -140,7 +164,7 @@ def _require_unedited(program: Program, run_dir: Path, *, resume: bool) -> None:
 
 def _recipe(program: Program, data: Any) -> dict[str, Any]:
     """The program's recipe, all of it known to `fit`; what a program without one needs is chosen to suit its data."""
-    ours = {"key", "num_starts", "run_dir", "resume", "progress", "fingerprint", "files", "mesh"}
+    ours = {"key", "num_starts", "run_dir", "resume", "progress", "fingerprint", "files", "mesh", "shard"}
     parameters = inspect.signature(inference.fit).parameters.items()
     options = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
     unknown = [name for name in program.recipe if name not in options]

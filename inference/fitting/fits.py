@@ -1,5 +1,6 @@
 """Fitting a program: stock SVI on the bound K, compiled, in chunks with checkpoints between them."""
 
+import hashlib
 import json
 import math
 import sys
@@ -30,10 +31,12 @@ from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.metrics import Metrics
 from dpm_ppl.inference.fitting.prepare import Prepared, prepare
+from dpm_ppl.inference.fitting.processes import require_alike, writes
+from dpm_ppl.inference.fitting.shards import Rule, placement
 from dpm_ppl.inference.fitting.starts import fit_starts, scores, start_key
 from dpm_ppl.inference.fitting.validation import Validated, describe, nothing_validated, validator
 from dpm_ppl.inference.fitting.watch import Watch
-from dpm_ppl.inference.sources import Resident, Source
+from dpm_ppl.inference.sources import Resident, Source, described
 
 _FIRST_END = "num_iterations of the default optimizer"
 
@@ -96,6 +99,7 @@ def fit(
     patience: int | None = None,
     callback: Callable[[Fit], Any] | None = None,
     mesh: Mesh | None = None,
+    shard: Rule | None = None,
     progress: bool = True,
     fingerprint: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
@@ -145,7 +149,10 @@ def fit(
         patience: End the fit after so many validations that are no better than the best.
         callback: Called with the fit so far.
         mesh: Devices that each batch is split over, by default all that JAX sees; parameters, and data in memory, are
-            on every one. A run may be continued on others.
+            on every one. A run may be continued on others. Where they are of several processes, each calls `fit` with
+            the same arguments; what is read, it reads of its own part, and the first of them writes.
+        shard: Which parameters are split, and over which axes of the mesh, as `shard(name, shape)`, a
+            `jax.sharding.PartitionSpec`, or None for one that stays whole; what the optimiser keeps of them, too.
         progress: Whether to show a progress bar, with the bound in bits per datum, averaged over the last tenth.
         fingerprint: What else tells this run from another, such as a name and a seed; JSON. Kept in `run.json`, and
             compared.
@@ -161,6 +168,7 @@ def fit(
         OSError: run_dir cannot be written.
         NonFiniteLossError: a loss or parameter is not finite any more.
         KeyboardInterrupt: Ctrl-C, after a checkpoint is saved; several starts are lost.
+        ConnectionError: another process stopped, or failed; what was saved before is kept.
 
     Source: Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; frozen noise as in section 2.4.1.
     """
@@ -201,6 +209,7 @@ class _Options:
     patience: int | None
     callback: Callable[[Fit], Any] | None
     mesh: Mesh | None
+    shard: Rule | None
     progress: bool
     fingerprint: Mapping[str, Any] | None
     files: Mapping[str, bytes] | None
@@ -235,14 +244,18 @@ class _Options:
             )
         if self.resume and self.run_dir is None:
             raise ValueError("Expected `run_dir`, the directory of the run to resume; got None.")
-        with_one = {name: getattr(self, name) for name in ("run_dir", "patience", "callback", "mesh")}
+        with_one = {name: getattr(self, name) for name in ("run_dir", "patience", "callback", "mesh", "shard")}
         if self.num_starts > 1 and (given := [name for name, value in with_one.items() if value is not None]):
             raise ValueError(
                 f"Expected no `{given[0]}` with several starts, which are compared once, at their end; got num_starts="
                 f"{self.num_starts}. Give it to a fit of the best one's key: fit(key=result.key, {given[0]}=...)."
             )
         object.__setattr__(self, "loss", TraceMeanField_ELBO() if self.loss is None else self.loss)
-        spread_over(self.mesh)
+        if self.shard is not None and not callable(self.shard):
+            raise TypeError(
+                f"Expected `shard` to be a function of a parameter's name and shape; got {type(self.shard).__name__}."
+            )
+        spread_over(self.mesh, everywhere=True)
 
     def settings(self, batches: Batches, ends: list[int]) -> dict[str, Any]:
         """What a run must keep to be continued exactly; JSON. `ends` is where the default optimiser's rate is 0."""
@@ -299,37 +312,49 @@ def _run(options: _Options) -> Fit:
     prepared = prepare(sampled_model, sampled_guide, batches, options.args, params=options.params, **given)
     if options.num_starts > 1:
         return _best_of(options, prepared, batches)
-    spread = spread_over(options.mesh)
+    spread = spread_over(options.mesh, everywhere=True)
+    is_writer = writes(spread)
     batches = batches.over(spread)
     svi, carry, keep, metrics = prepared.svi, start(prepared.svi, prepared.state), None, None
     done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
+    placed = placement(spread, options.shard, carry, carry.average)
+    settings = {**options.settings(batches, ends), "parameters": runs.kinds(carry.average)}
+    about = {
+        **settings,
+        "num_iterations": options.num_iterations,
+        "first parameters": described(carry.average),
+        "files": {name: hashlib.sha256(content).hexdigest()[:16] for name, content in (options.files or {}).items()},
+    }
     if path is not None:
-        settings = {**options.settings(batches, ends), "parameters": runs.kinds(done.carry.average)}
         runs.require_same(path, settings)
         information: dict[str, Any] = {"num_iterations": options.num_iterations, "num_devices": spread.num}
         if options.validation is not None:
             information["validation"] = describe(options.validation, options.batch_size)
         done = _restored(path, done, options.key, options.num_iterations, validation=information.get("validation"))
+        require_alike(spread, {**about, "iterations done": done.position})
         if ends[1:]:
             information["restarts"] = ends[1:]
-        if ends[1:] and options.progress and done.position <= ends[-2]:
+        if ends[1:] and options.progress and is_writer and done.position <= ends[-2]:
             rate = f"{options.learning_rate:g}"
             tqdm.write(f"After {ends[-2]} iterations the learning rate starts anew at {rate}.", file=sys.stderr)
-        runs.write_files(path, options.files or {})
-        runs.write_run(path, settings, information=information)
+        if is_writer:
+            runs.write_files(path, options.files or {})
+            runs.write_run(path, settings, information=information)
+            metrics = Metrics(path, done.position)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
-        metrics = Metrics(path, done.position)
-    done, callback = replace(done, carry=spread.put(done.carry)), options.callback
+    else:
+        require_alike(spread, about)
+    done, callback = _placed(done, spread, placed), options.callback
     watch = Watch(
         every=options.every,
         validate=_validate(options, prepared, spread, noise_key),
         patience=options.patience,
-        callback=None if callback is None else lambda done: callback(_so_far(svi, done, options.key)),
+        callback=None if callback is None else lambda done: callback(_so_far(svi, done, options.key, spread=spread)),
         metrics=metrics,
         rate=partial(options.rate, ends),
     )
     if done.position < options.num_iterations:
-        with compiling(progress=options.progress):
+        with compiling(progress=options.progress and is_writer):
             loop = compile_loop(
                 *(svi, batches, options.args, done.carry),
                 key=noise_key,
@@ -337,6 +362,7 @@ def _run(options: _Options) -> Fit:
                 ema_decay=options.ema_decay,
                 frozen_noise=options.frozen_noise,
                 spread=spread,
+                placed=placed,
             )
         with batches.feed(options.num_iterations) as feed:
             done = advance(
@@ -345,12 +371,21 @@ def _run(options: _Options) -> Fit:
                 num_iterations=options.num_iterations,
                 keep=keep,
                 watch=watch,
-                progress=options.progress,
+                progress=options.progress and is_writer,
                 objective=("weighted " if options.weight else "") + ("bound" if prepared.has_chain else "objective"),
+                spread=spread,
             )
     elif done.position:
         done = watch.after(done, num_iterations=options.num_iterations)  # what its last session did not come to
-    return _so_far(svi, done, options.key)
+    return _so_far(svi, done, options.key, spread=spread)
+
+
+def _placed(done: Done, spread: Spread, placed: Any) -> Done:
+    """What is done, on its devices."""
+    if placed is None:
+        return done
+    best = done.validated.best if not len(done.validated.losses) else spread.put(done.validated.best, placed.average)
+    return replace(done, carry=spread.put(done.carry, placed), validated=done.validated._replace(best=best))
 
 
 def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
@@ -380,8 +415,9 @@ def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
     return _so_far(prepared.svi, done, start_key(options.key, best), starts.losses)
 
 
-def _so_far(svi: SVI, done: Done, key: Array, start_losses: np.ndarray | None = None) -> Fit:
-    """What is done, as a user sees it."""
+def _so_far(svi: SVI, done: Done, key: Array, start_losses: np.ndarray | None = None, *, spread: Spread = ALONE) -> Fit:
+    """What is done, as a user sees it; of several processes, each has all of it for itself."""
+    done = replace(done, carry=spread.here(done.carry))
     params = svi.constrain_fn(done.carry.average)
     validated = done.validated
     return Fit(
@@ -391,7 +427,7 @@ def _so_far(svi: SVI, done: Done, key: Array, start_losses: np.ndarray | None = 
         seconds=done.seconds,
         num_iterations=done.position,
         validation=np.stack([validated.iterations, validated.losses], 1),
-        best_params=svi.constrain_fn(validated.best) if len(validated.losses) else params,
+        best_params=svi.constrain_fn(spread.here(validated.best)) if len(validated.losses) else params,
         key=key,
         start_losses=done.losses[None] if start_losses is None else start_losses,
     )

@@ -1,5 +1,6 @@
 """The loop of a fit: chunks of compiled stock SVI updates and averages, until it is done, interrupted or broken."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
 from dpm_ppl.inference.devices import ALONE, Spread
-from dpm_ppl.inference.fitting import runs
+from dpm_ppl.inference.fitting import processes, runs
 from dpm_ppl.inference.fitting.batches import Batches
 from dpm_ppl.inference.fitting.reading import Feed
 from dpm_ppl.inference.fitting.validation import Validated
@@ -110,6 +111,7 @@ def compile_loop(
     ema_decay: float,
     frozen_noise: bool,
     spread: Spread,
+    placed: Any = None,
 ) -> Loop:
     """Compiles an iteration, once for chunks of every length: with one executable, it does not matter where chunks end.
 
@@ -122,7 +124,11 @@ def compile_loop(
         normaliser: Number of data that a loss adds up.
         ema_decay: Decay of the average; in iteration i it is at most (1 + i) / (10 + i).
         frozen_noise: Whether every iteration sees the same noise.
-        spread: The devices that a batch is split over; `carry` is whole on each.
+        spread: The devices that a batch is split over.
+        placed: The sharding of each leaf of `carry`; by default it is whole on each device.
+
+    Raises:
+        ValueError: another process has another program.
 
     Returns:
         `loop(feed, carry, start, stop)`, which does iterations start, ..., stop - 1 (counted from 0), at most
@@ -156,19 +162,27 @@ def compile_loop(
         return lax.while_loop(unfinished, lambda at: step(at, source, start), begin(source, carry, start))[0]
 
     first = jnp.asarray(0, jnp.int32)
+    whole = spread.whole
+    shardings: Any = whole if placed is None else (whole, whole, placed, whole)
+    shardings = shardings if placed is None else Chunk(*shardings)
     if batches.resident and not _one_by_one():
-        compiled = jax.jit(loop, out_shardings=spread.whole).lower(batches.source, carry, first, first).compile()
+        lowered = jax.jit(loop, out_shardings=shardings).lower(batches.source, carry, first, first)
+        _require_one_program(spread, lowered)
+        compiled = lowered.compile()
         return lambda feed, carry, start, stop: compiled(
             feed(start), carry, jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
         )
     opening: Any = begin
     stepping: Any = step
     if not _interpreted():  # under which there is nothing to compile ahead
-        opening = jax.jit(begin, out_shardings=spread.whole).lower(batches.source, carry, first).compile()
-        at = spread.shapes(jax.eval_shape(begin, batches.source, carry, first))
-        stepping = (
-            jax.jit(step, donate_argnums=0, out_shardings=spread.whole).lower(at, batches.source, first).compile()
-        )
+        both = whole if placed is None else (shardings, whole)
+        opening = jax.jit(begin, out_shardings=both).lower(batches.source, carry, first).compile()
+        shapes = jax.eval_shape(begin, batches.source, carry, first)
+        if whole is not None:
+            shapes = (spread.shapes(shapes[0], shardings), spread.shapes(shapes[1]))
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=both).lower(shapes, batches.source, first)
+        _require_one_program(spread, lowered)
+        stepping = lowered.compile()
 
     def dispatched(feed: Feed, carry: Carry, start: int, stop: int) -> Chunk:
         first = jnp.asarray(start, jnp.int32)
@@ -179,6 +193,12 @@ def compile_loop(
         return chunk
 
     return dispatched
+
+
+def _require_one_program(spread: Spread, lowered: Any) -> None:
+    """Checks that all processes compile the same, or they would wait for each other without end."""
+    if spread.hosts:
+        processes.require_alike(spread, {"program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]})
 
 
 def _one_by_one() -> bool:
@@ -313,8 +333,9 @@ def advance(
     watch: Watch,
     progress: bool,
     objective: str = "bound",
+    spread: Spread = ALONE,
 ) -> Done:
-    """Does the iterations that are missing.
+    """Does the iterations that are missing; of several processes all do so together.
 
     Args:
         loop: The compiled loop.
@@ -326,18 +347,27 @@ def advance(
         watch: What is done beside the iterations.
         progress: Whether to show a progress bar.
         objective: What the bar calls minus the loss.
+        spread: The devices.
 
     Returns:
         What is done in the end, kept.
 
     Raises:
         NonFiniteLossError: an iteration failed; a state before it is kept.
+        ConnectionError: another process was lost; what was saved before is kept.
         KeyboardInterrupt: Ctrl-C; the state after the last chunk is kept.
         OSError: a checkpoint could not be saved.
     """
     began -= done.seconds
     kept, kept_at, length, before = done.position, time.perf_counter(), _FIRST_CHUNK, done
-    with tqdm(total=num_iterations, initial=done.position, bar_format=BAR, **bar_options(progress=progress)) as bar:
+
+    def last() -> str:
+        return _where(keep, kept)
+
+    with (
+        tqdm(total=num_iterations, initial=done.position, bar_format=BAR, **bar_options(progress=progress)) as bar,
+        processes.together(spread, where=last) as together,
+    ):
         try:
             if done.position:
                 done = watch.after(done, num_iterations=num_iterations)
@@ -358,27 +388,34 @@ def advance(
                     if keep is not None and sound is not None and sound.position > kept:
                         kept = keep.save(sound)
                     raise _failure(done, float(losses[count]), keep.folder(kept) if keep is not None and kept else None)
-                length = _next_length(count, now - chunk_began)
                 done = watch.after(done, num_iterations=num_iterations)
-                if keep is not None and now - kept_at >= keep.seconds:
+                due = keep is not None and now - kept_at >= keep.seconds
+                length, due = together(_next_length(count, now - chunk_began), save=due)
+                if keep is not None and due:
                     kept, kept_at = keep.save(done), time.perf_counter()
             if keep is not None and kept < done.position:
                 keep.save(done)
         except KeyboardInterrupt:
-            where = "Without `run_dir` nothing is kept."
             if keep is not None and done.position > 0:
-                where = f"resume=True continues from {keep.folder(keep.save(done))}."
+                kept = keep.save(done)
             raise KeyboardInterrupt(
-                f"Interrupted after {done.position} of {num_iterations} iterations. {where}"
+                f"Interrupted after {done.position} of {num_iterations} iterations. {last()}"
             ) from None
         except NonFiniteLossError:
             raise
-        except Exception:  # of a source, a callback or a disk
-            if keep is not None and done.position > kept:
+        except Exception:  # of a source, a callback or a disk; of one process alone, which saves nothing alone
+            if keep is not None and done.position > kept and not spread.hosts:
                 with suppress(OSError):
                     keep.save(done)
             raise
     return done
+
+
+def _where(keep: Keep | None, position: int) -> str:
+    """Where to carry on from."""
+    if keep is None:
+        return "Without `run_dir` nothing is kept."
+    return f"resume=True continues from {keep.folder(position) if position else 'the beginning: nothing is kept yet'}."
 
 
 def _sound(loop: Loop, feed: Feed, before: Done, done: Done, loss: float) -> Done | None:

@@ -40,16 +40,16 @@ class ReadBatches:
 
     Args:
         plan: What is to be read for an iteration.
-        read: What was planned: leaves of (batch_size, *event), and the indices of its data, (batch_size,). It runs in a
-            thread of its own, where JAX would be without the settings of the caller's.
+        read: What was planned, or rows of it alone: leaves of (batch_size, *event), and the indices of its data,
+            (batch_size,). It runs in a thread of its own, where JAX would be without the settings of the caller's.
         batch_size: Number of data in a batch.
         num_data: Number of data in all; None where that is not known.
         of: What they are read from, in words.
-        spread: The devices that a batch is handed out to, in parts.
+        spread: The devices that a batch is handed out to, in parts; of other processes' parts nothing is read.
     """
 
     plan: Callable[[int], Any]
-    read: Callable[[Any], tuple[Any, np.ndarray]]
+    read: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]
     batch_size: int
     num_data: int | None
     of: str
@@ -58,14 +58,21 @@ class ReadBatches:
     spread: Spread = ALONE
 
     @cached_property
+    def first(self) -> tuple[Any, np.ndarray]:
+        """The first batch and the indices of its data, whole in every process."""
+        return self.read(self.plan(0), np.arange(self.batch_size))
+
+    @cached_property
     def source(self) -> tuple[Any, Array]:
-        """The first batch and the indices of its data."""
-        return self._handed_out(self.read(self.plan(0)))
+        """The first batch and the indices of its data, on their devices."""
+        put: Any = jax.device_put(self.first) if self.spread.mesh is None else self.spread.put_split(self.first)
+        x0, indices = put
+        return x0, indices
 
     @property
     def description(self) -> str:
         """What the data are, with the first batch."""
-        return f"{self.of}, the first batch {described(self.source[0])}"
+        return f"{self.of}, the first batch {described(jax.device_put(self.first[0]))}"
 
     def start(self, source: Any, iteration: Array) -> tuple[()]:
         """Nothing is carried."""
@@ -77,7 +84,7 @@ class ReadBatches:
 
     def require(self, check: Check) -> None:
         """Has each batch checked, from now on, before it is handed out."""
-        check(self.source[0])
+        check(self.first[0])
         self.checks.append(check)
 
     def over(self, spread: Spread) -> Self:
@@ -87,6 +94,7 @@ class ReadBatches:
     @contextmanager
     def feed(self, stop: int) -> Iterator[Feed]:
         """What iterations below `stop` read, prefetched where they come in order."""
+        rows = self.spread.rows_here(self.batch_size)
         with ThreadPoolExecutor(1, "dpm_ppl-data") as thread:
             pending: dict[int, Future[Any]] = {}
 
@@ -95,7 +103,7 @@ class ReadBatches:
                     _drop(pending)
                 for i in range(iteration, min(iteration + 1 + AHEAD, stop)):
                     if i not in pending:
-                        pending[i] = thread.submit(self.read, self.plan(i))
+                        pending[i] = thread.submit(self.read, self.plan(i), rows)
                 return self._handed_out(pending.pop(iteration).result())
 
             try:
@@ -104,9 +112,9 @@ class ReadBatches:
                 _drop(pending)
 
     def _handed_out(self, batch: tuple[Any, np.ndarray]) -> tuple[Any, Array]:
-        put: Any = jax.device_put(batch) if self.spread.mesh is None else self.spread.put_split(batch)
         for check in self.checks:
-            check(put[0])
+            check(batch[0])
+        put: Any = self.spread.put_rows(batch, self.batch_size)
         x0, indices = put
         return x0, indices
 
@@ -138,15 +146,20 @@ def read_batches(data: Any, *, batch_size: int, key: Array) -> ReadBatches:
     """
     indexed = isinstance(data, tuple | dict) or has_index(data)
     batches = _indexed(data, batch_size, key) if indexed else _iterated(data, batch_size)
-    like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batches.source[0])
+    like = _kinds(batches.first[0])
 
     def same(batch: Any) -> None:
-        kinds = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)
+        kinds = _kinds(batch)
         if kinds != like:
-            raise ValueError(f"Expected batches like the first, of (shape, dtype) {like}; got {kinds}.")
+            raise ValueError(f"Expected batches like the first, of data of (shape, dtype) {like}; got {kinds}.")
 
     batches.require(same)
     return batches
+
+
+def _kinds(batch: Any) -> Any:
+    """Shape of a datum and dtype, as JAX has it, of each leaf."""
+    return jax.tree.map(lambda leaf: (leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)), batch)
 
 
 def _indexed(data: Any, batch_size: int, key: Array) -> ReadBatches:
@@ -162,8 +175,8 @@ def _indexed(data: Any, batch_size: int, key: Array) -> ReadBatches:
         epoch, place = divmod(iteration, per_epoch)
         return np.arange(num_data) if batch_size == num_data else order(epoch)[place * batch_size :][:batch_size]
 
-    def read(indices: np.ndarray) -> tuple[Any, np.ndarray]:
-        return rows_at(data, indices, num_data), indices
+    def read(indices: np.ndarray, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        return rows_at(data, indices[rows], num_data), indices[rows]
 
     return ReadBatches(plan, read, batch_size, num_data, f"{name_of(data)} of {num_data} data")
 
@@ -176,7 +189,7 @@ def _iterated(data: Iterable[Any], batch_size: int) -> ReadBatches:
         )
     at: list[Any] = [0, iter(data)]
 
-    def read(iteration: int) -> tuple[Any, np.ndarray]:
+    def read(iteration: int, rows: np.ndarray) -> tuple[Any, np.ndarray]:
         if iteration < at[0]:
             at[:] = 0, iter(data)
         while True:
@@ -197,6 +210,6 @@ def _iterated(data: Iterable[Any], batch_size: int) -> ReadBatches:
                     f"{leaf.shape}. Leave out, or fill up, what is over at the end of an epoch."
                 )
             require_numbers(leaf, np.arange(batch_size))
-        return batch, np.arange(batch_size)
+        return jax.tree.map(lambda leaf: leaf[rows], batch), rows
 
     return ReadBatches(lambda iteration: iteration, read, batch_size, None, name_of(data))

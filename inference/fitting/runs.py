@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
+from dpm_ppl.inference.devices import whole
 from dpm_ppl.inference.records import probe, write_bytes, write_json
 from dpm_ppl.tracing import trace_quietly
 
@@ -84,15 +85,10 @@ def require_same(path: Path, settings: Mapping[str, Any]) -> None:
         if (path / CHECKPOINTS).exists():
             raise ValueError(f"Expected {FILE} beside the checkpoints in {path}; it is missing. Use another `run_dir`.")
         return
-    there, here = _flat(read_run(path)["settings"]), _flat(json.loads(json.dumps(settings)))
-    differences = [
-        f"{name} was {there.get(name, 'not there')} and is now {here.get(name, 'not there')}"
-        for name in dict.fromkeys([*here, *there])
-        if here.get(name) != there.get(name)
-    ]
-    if differences:
+    found = differences(read_run(path)["settings"], settings, "was {} and is now {}")
+    if found:
         raise ValueError(
-            f"Expected the run that {path} holds, to continue it; this one differs: {'; '.join(differences)}. "
+            f"Expected the run that {path} holds, to continue it; this one differs: {'; '.join(found)}. "
             "Give back what it was, or use another `run_dir`."
         )
 
@@ -143,6 +139,16 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"Expected a readable {path}; it is damaged ({error}).") from error
     return run
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], said: str) -> list[str]:
+    """Which of two dictionaries of JSON differ, by their whole name, as `said` of the one value and the other."""
+    one, other = _flat(there), _flat(json.loads(json.dumps(here)))
+    return [
+        f"{name} {said.format(one.get(name, 'not there'), other.get(name, 'not there'))}"
+        for name in dict.fromkeys([*other, *one])
+        if other.get(name) != one.get(name)
+    ]
 
 
 def _flat(settings: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
@@ -205,6 +211,8 @@ class Checkpoint:
 def save_checkpoint(run_dir: Path, position: int, tree: Any, *, seconds: float, num_checkpoints: int) -> None:
     """Saves a checkpoint, all of it or nothing, and deletes the oldest beyond `num_checkpoints`; Ctrl-C waits for it.
 
+    Of arrays on devices of several processes, each process writes its parts: all of them are to call this.
+
     Args:
         run_dir: Directory of the run.
         position: Number of iterations done.
@@ -218,7 +226,7 @@ def save_checkpoint(run_dir: Path, position: int, tree: Any, *, seconds: float, 
     import orbax.checkpoint as ocp  # slow to import
 
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for _, leaf in leaves]
+    arrays = [_kept(leaf) for _, leaf in leaves]
     about: dict[str, Any] = {
         "format": FORMAT,
         "position": position,
@@ -230,11 +238,15 @@ def save_checkpoint(run_dir: Path, position: int, tree: Any, *, seconds: float, 
     }
     about["checksum"] = _checksum(about)
     kept = {str(number): array for number, array in enumerate(arrays) if array.size}  # Orbax takes no empty array
+    of_several = any(not getattr(array, "is_fully_addressable", True) for array in arrays)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=num_checkpoints, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        max_to_keep=num_checkpoints,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        **({} if of_several else _alone()),
     )
     try:
-        with _uninterrupted(), ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
+        with uninterrupted(), ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
             if position not in manager.all_steps():
                 items = {"arrays": ocp.args.StandardSave(kept), "about": ocp.args.JsonSave(about)}
                 manager.save(position, args=ocp.args.Composite(**items), force=True)
@@ -286,7 +298,7 @@ def newest_checkpoint(run_dir: Path, *, under: str = "") -> Checkpoint | None:
 def _read(run_dir: Path, position: int, under: str) -> Checkpoint:
     import orbax.checkpoint as ocp  # slow to import
 
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **_alone())
     with ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options) as manager:
 
         def array(name: str) -> np.ndarray:
@@ -314,6 +326,19 @@ def _read(run_dir: Path, position: int, under: str) -> Checkpoint:
     return Checkpoint(position, about["seconds"], folder(run_dir, position), leaves, kinds)
 
 
+def _alone() -> dict[str, Any]:
+    """What has Orbax not wait for other processes, where there are any."""
+    if jax.process_count() == 1:
+        return {}
+    from orbax.checkpoint.options import MultiprocessingOptions
+
+    here = jax.process_index()
+    of_its_own = MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"dpm_ppl_{here}"
+    )
+    return {"multiprocessing_options": of_its_own, "create": False}
+
+
 def _leaf(row: Sequence[Any], read: Callable[[], np.ndarray]) -> np.ndarray:
     """A leaf, checked against what its row says: Orbax itself does not tell all damage."""
     name, _, dtype, shape, checksum = row
@@ -339,9 +364,15 @@ def _of_first_format(about: Mapping[str, Any], content: np.ndarray, checksum: in
     return leaves
 
 
+def _kept(leaf: Any) -> Any:
+    """What Orbax writes of a leaf: of several processes each its parts, or of what each has for itself, the first."""
+    array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return array if jax.process_count() == 1 or not getattr(array, "is_fully_addressable", True) else np.asarray(array)
+
+
 def _checksum(of: Any) -> int:
     """CRC-32 of an array's bytes, or of a dictionary's JSON."""
-    written = json.dumps(of, sort_keys=True).encode() if isinstance(of, dict) else np.asarray(of).tobytes()
+    written = json.dumps(of, sort_keys=True).encode() if isinstance(of, dict) else whole(of).tobytes()
     return zlib.crc32(written)
 
 
@@ -360,16 +391,16 @@ def _kind(leaf: Any) -> str:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Keeps Ctrl-C waiting until the block is done."""
+def uninterrupted() -> Iterator[list[Any]]:
+    """Keeps Ctrl-C waiting until the block is done; what waits is yielded, and does not come if it is cleared."""
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:  # not interrupted, or not by Python
-        yield
-        return
     pending: list[tuple[Any, Any]] = []
+    if threading.current_thread() is not threading.main_thread() or before is None:  # not interrupted, or not by Python
+        yield pending
+        return
     signal.signal(signal.SIGINT, lambda *at: pending.append(at))
     try:
-        yield
+        yield pending
     finally:
         signal.signal(signal.SIGINT, before)
     if pending and callable(before):
