@@ -33,24 +33,20 @@ def case_of(name: str, folder: Path, process: int) -> dict[str, Any]:
     """Options of the fit."""
     from tests.inference.many_devices import CONTEXT, DATA
 
-    beside: dict[str, Any] = {"batch_size": 24, "run_dir": folder / "run", "checkpoint_every": 0.0}
-    if name == "plain":
-        return beside
+    read = {"batch_size": 24, "data": {"c": CONTEXT, "x0": Slow(DATA, seconds=0.3 if name == "slow" else 0.0)}}
+    kept: dict[str, Any] = {**read, "run_dir": folder / "run", "checkpoint_every": 0.0, "resume": True}
     if name == "read":
-        return {**beside, "data": {"c": CONTEXT, "x0": Slow(DATA, seconds=0.0)}, "run_dir": None}
+        return read
     if name == "uneven":
-        return {**beside, "batch_size": 13, "run_dir": None}
-    if name == "half":
-        return {**beside, "num_iterations": 25}
-    if name == "rest":
-        return {**beside, "resume": True}
-    if name == "slow":
-        return {**beside, "data": {"c": CONTEXT, "x0": Slow(DATA, seconds=0.3)}, "num_iterations": 500}
-    if name == "other_data":
-        num_data = 64 - 4 * process
-        return {**beside, "data": {"c": CONTEXT[:num_data], "x0": DATA[:num_data]}}
-    if name == "no_file":
-        return {**beside, "data": {"c": CONTEXT, "x0": DATA[: 64 - 4 * process]}}
+        return {"batch_size": 13}
+    if name in ("slow", "rest"):
+        return kept
+    if name == "other":
+        return {
+            **kept,
+            "num_iterations": 50 + process,
+            "data": {"c": CONTEXT[: 60 - process], "x0": DATA[: 60 - process]},
+        }
     raise ValueError(name)
 
 
@@ -68,16 +64,15 @@ def main(folder: Path, case: str, process: int, num_processes: int, port: int) -
     from tests.inference.many_devices import fitted  # it makes arrays, which ends the time to meet the others
 
     try:
-        case_options = case_of(case, folder, process)
-        done = fitted(**case_options)
+        options = case_of(case, folder, process)
+        done = fitted(**options)
     except (Exception, KeyboardInterrupt) as error:
         (folder / f"{case}-{process}.json").write_text(json.dumps([type(error).__name__, str(error)]))
         sys.stdout.flush()
         os._exit(3)  # JAX itself waits at the end for those that are lost
     kept: Any = {"losses": done.losses, "validation": done.validation, **done.params}
-    asked = getattr(case_options.get("data", {}).get("x0"), "asked", None)
-    if asked is not None:
-        kept["asked"] = np.asarray(asked[1:])  # after the first batch, of which all look at all
+    if case == "read":
+        kept["asked"] = np.asarray(options["data"]["x0"].asked[-50:])  # after the first batch, of which all look at all
     np.savez(folder / f"{case}-{process}.npz", **{name: np.asarray(value) for name, value in kept.items()})
 
 
