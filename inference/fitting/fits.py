@@ -106,42 +106,41 @@ def fit(
 ) -> Fit:
     """Fits a program to data by stochastic variational inference on the bound K.
 
-    The batch and the noise of an iteration depend on the key and the iteration alone: on one machine the result is the
-    same bit for bit wherever a fit was cut and resumed; on a GPU, as far as XLA's kernels are deterministic.
+    Batch and noise of an iteration depend on key and iteration alone: on one machine the result is the same bit for
+    bit wherever a fit was cut and resumed; on a GPU, as far as XLA's kernels are deterministic.
 
     A program with a latent variable or a prior beside its plate of data needs that plate in full,
     `numpyro.plate("data", num_data, subsample_size=len(x0))`: it gets the batch as its subsample, and the right scale.
 
     Args:
         model: Model of `(x0, *args)`, x0 a batch of shape (batch_size, *event); of a tuple of data it gets each part,
-            `(*parts, *args)`, and of a dictionary each by its name.
-        guide: Guide of the same.
+            `(*parts, *args)`, and of a dictionary each by its name. So does the guide.
+        guide: Guide.
         data: All data, shape (num_data, *event), finite, of which batches are drawn epoch by epoch without
             replacement; a tuple or dictionary of arrays of one length, such as data and what is given beside them; or a
-            NumPyro distribution, of which every batch is drawn anew. A memory-mapped array, whatever else has a length
-            and an index, and an iterable of batches are read as they are needed (see `reading.read_batches`).
+            NumPyro distribution, of which each batch is drawn anew. A memory-mapped array, what else has a length and
+            an index, and an iterable of batches are read as they are needed (see `reading.read_batches`).
         key: Random key.
         num_iterations: Number of iterations in all, those of a resumed run included.
-        num_starts: How many fits to make at once, by `vmap` on one device, of keys `jax.random.fold_in(key, s)`; the
-            best by `validation`, or its losses' last tenth, is returned: `fit(key=result.key, run_dir=...)` keeps it.
+        num_starts: Fits to make at once, by `vmap` on one device, of keys `jax.random.fold_in(key, s)`; the best by
+            `validation`, or its losses' last tenth, is returned: `fit(key=result.key, run_dir=...)` keeps it.
         batch_size: Number of data in a batch.
         num_steps_sampled: Steps per datum whose terms estimate the bound (`dpm_ppl.subsample_steps`); None sums all.
-        weight: What the KL of step t counts, as `weight(kernel, t)`, in place of 1: another objective than the bound.
+        weight: What the KL of step t counts, `weight(kernel, t)`, in place of 1: another objective than the bound.
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
             `learning_rate` to 0 over num_iterations along a cosine, and again over those that a resumed run adds.
         learning_rate: First rate of the default optimiser, positive.
         params: Parameters to begin with, constrained, by name, such as `Fit.params`; others begin as ever.
-        args: Further arguments of model and guide.
+        args: Further arguments of both.
         loss: NumPyro ELBO that is a sum over terms; by default `TraceMeanField_ELBO()`.
         run_dir: Directory for checkpoints, `run.json` and `metrics.csv` (see `metrics.Line`); by default none.
-        resume: Continue from the newest checkpoint in run_dir, exactly; from the beginning where there is none. More
-            num_iterations extend a run: the default rate, 0 where it was to end, starts there once more (Loshchilov and
-            Hutter 2017, a warm restart).
+        resume: Continue from the newest checkpoint in run_dir, exactly, or else begin. More num_iterations extend a
+            run: the default rate, 0 where it was to end, starts there once more (Loshchilov and Hutter 2017).
         clip_norm: Largest norm of the gradient per datum; None does not clip.
         ema_decay: Decay of the moving average of the unconstrained parameters, in [0, 1); at most (1 + i) / (10 + i).
-        frozen_noise: The same random key in every iteration, so that the noise of each place in a batch stays; of all
-            data in one batch the objective is then a deterministic function of the parameters, as in the paper.
-        checkpoint_every: Seconds between checkpoints; there is one at the end too, on Ctrl-C, and before a bad loss.
+        frozen_noise: The same random key in every iteration: of all data in one batch the objective is then a
+            deterministic function of the parameters, as in the paper.
+        checkpoint_every: Seconds between checkpoints; one is made at the end too, on Ctrl-C, and before a bad loss.
         num_checkpoints: How many of the newest are kept.
         validation: Data of the same kind, in memory or with an index, that are kept out of the fit: the averaged
             parameters are evaluated on all of them now and then, on the same noise, and the best of them kept.
@@ -149,32 +148,27 @@ def fit(
         patience: End the fit after so many validations that are no better than the best.
         callback: Called with the fit so far.
         mesh: Devices that each batch is split over, by default all that JAX sees; parameters, and data in memory, are
-            on every one. A run may be continued on others. Where they are of several processes, each calls `fit` with
-            the same arguments; what is read, it reads of its own part, and the first of them writes.
-        shard: Which parameters are split, and over which axes of the mesh, as `shard(name, shape)`, a
-            `jax.sharding.PartitionSpec`, or None for one that stays whole; what the optimiser keeps of them, too.
+            on each. A run may be continued on others. Those of several processes: each calls `fit` alike, reads its own
+            part of what is read, and the first writes.
+        shard: How the mesh splits a parameter: `shard(name, shape)`, a `jax.sharding.PartitionSpec`, or None for whole.
         progress: Whether to show a progress bar, with the bound in bits per datum, averaged over the last tenth.
-        fingerprint: What else tells this run from another, such as a name and a seed; JSON. Kept in `run.json`, and
-            compared.
+        fingerprint: What else tells this run from another, such as a seed; JSON, kept in `run.json` and compared.
         files: What else to write into run_dir before the first iteration, such as the program: contents by path.
 
     Returns:
-        Parameters and losses, of the best start.
+        Parameters and losses.
 
     Raises:
-        TypeError, ValueError: an option, the data or the program is not as described; run_dir holds another run, or a
-            damaged checkpoint.
-        FileExistsError: run_dir holds a run, and resume is False.
-        OSError: run_dir cannot be written.
+        TypeError, ValueError: an option, the data or the program is wrong; run_dir holds another run, or a damaged one.
+        FileExistsError, OSError: run_dir holds a run, and resume is False; or cannot be written.
         NonFiniteLossError: a loss or parameter is not finite any more.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint is saved; several starts are lost.
-        ConnectionError: another process stopped, or failed; what was saved before is kept.
+        KeyboardInterrupt, ConnectionError: Ctrl-C, after a checkpoint is saved (several starts are lost); or another
+            process stopped or failed, and what was saved before is kept.
 
     Source: Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; frozen noise as in section 2.4.1.
     """
     require_key(key)
-    began = time.perf_counter()
-    given = locals()  # the arguments, and when they came
+    given = {**locals(), "began": time.perf_counter()}  # the arguments, and when they came
     return _run(_Options(**given))
 
 

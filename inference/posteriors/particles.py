@@ -1,27 +1,37 @@
 """Posteriors by sequential Monte Carlo along a reverse chain, asymptotically exact, with an unbiased evidence."""
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dpm_ppl.arguments import require_count, require_key
 from dpm_ppl.inference.devices import ALONE, Spread, spread_over
+from dpm_ppl.inference.posteriors import islands
+from dpm_ppl.inference.posteriors.cloud import (
+    LEAST_SHARE,
+    Cloud,
+    Descent,
+    Step,
+    arrive,
+    as_told,
+    draw,
+    finish,
+    log_mean,
+    resample,
+    with_prior,
+)
 from dpm_ppl.inference.posteriors.conditioning import Conditioned, Latents, Target
 from dpm_ppl.inference.posteriors.pilots import best, candidates, lacks_derivative, require_suited
 from dpm_ppl.inference.posteriors.posterior import Posterior
-from dpm_ppl.inference.posteriors.proposals import Move
 from dpm_ppl.inference.posteriors.rejuvenation import AT_THE_END, Moves, Rejuvenation, leg
-from dpm_ppl.inference.posteriors.resampling import multinomial
 from dpm_ppl.inference.posteriors.twists import Twist, defended
 from dpm_ppl.inference.posteriors.verdict import problems
 from dpm_ppl.inference.psis import tail_size
@@ -39,6 +49,7 @@ def smc(
     twist: Twist | type[Twist] | None = None,
     threshold: float = 0.5,
     moves: Moves | None = AT_THE_END,
+    num_islands: int = 1,
     mesh: Mesh | None = None,
 ) -> Callable[..., Posterior]:
     r"""The posterior of a chain's datum given all that the program observes, p(x) r(x) / Z.
@@ -62,8 +73,11 @@ def smc(
             share of 0.6; likewise `tempered()` where the kernel lacks closed forms (a warning says so).
         threshold: Particles are resampled where their effective sample size falls below this share of N; 0 never.
         moves: How often latents are moved; None for never. `Posterior.acceptance` says how many moves were taken.
-        mesh: Devices that particles are split over, by default all that JAX sees. Resampling is that of one device: the
-            result is the same but for rounding, which can turn a draw that falls between two particles.
+        num_islands: Into how many islands particles are divided, which resample each among its own and count by their
+            evidence, so that devices send nothing where they do: Z_hat stays unbiased, and has about the same variance
+            as long as an island has particles enough alone (see `islands.merged`).
+        mesh: Devices that particles, or islands, are split over, by default all that JAX sees. Resampling is that of
+            one device: the result is the same but for rounding, which can turn a draw that falls between two particles.
 
     Returns:
         A function of (key, *args), args being those of the program, to a `Posterior`. It is compiled once for each
@@ -79,8 +93,8 @@ def smc(
         be looked at: there `Posterior.check()` says the last two.
 
     Raises:
-        TypeError: num_particles is no integer, model no function, twist none, or moves no `Moves`.
-        ValueError: num_particles < 2, or threshold outside [0, 1].
+        TypeError: num_particles or num_islands is no integer, model no function, twist none, or moves no `Moves`.
+        ValueError: num_particles < 2, threshold outside [0, 1], or islands that do not divide the particles.
 
     Source: Sohl-Dickstein et al. 2015, section 2.5, whose sampler drops the weights; Wu et al. 2023; Del Moral, Doucet
         and Jasra 2012 for resampling when needed; Gilks and Berzuini 2001 for moves.
@@ -88,6 +102,7 @@ def smc(
     if not callable(model):
         raise TypeError(f"Expected `model` to be a NumPyro program; got {type(model).__name__}.")
     num_particles = require_count("num_particles", num_particles, at_least=2)
+    num_islands = islands.require_islands(num_islands, num_particles)
     if not 0 <= threshold <= 1:
         raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
     params, spread = dict(params), spread_over(mesh)
@@ -104,10 +119,11 @@ def smc(
         twists = candidates(some) if twist is None else (require_suited(twist, some),)
         swarm = Swarm(conditioned, twists, threshold, Rejuvenation.of(conditioned, moves), spread)
         if len(twists) == 1:
-            return swarm.run(key, num_particles)
+            return swarm.run(key, num_particles, num_islands=num_islands)
         pilot_key, key = jax.random.split(key)
         pilot = replace(swarm, rejuvenation=Rejuvenation())
-        return swarm.run(key, num_particles, best(pilot.run, pilot_key, len(twists), num_particles))
+        which = best(pilot.run, pilot_key, len(twists), num_particles)
+        return swarm.run(key, num_particles, which, num_islands=num_islands)
 
     def run(key: Array, *args: Any) -> Posterior:
         require_key(key)
@@ -132,17 +148,6 @@ def smc(
     return run
 
 
-UNKNOWN = -1.0  # a standard error that is not known, in compiled code: NaN there is a mistake to `jax_debug_nans`
-
-
-def as_told(error: Array) -> Array:
-    """A standard error, NaN where it is not known; by NumPy where values are."""
-    if is_concrete(error):
-        known = np.asarray(error)
-        return jnp.asarray(np.where(known == UNKNOWN, np.nan, known).astype(known.dtype))
-    return jnp.where(error == UNKNOWN, jnp.nan, error)
-
-
 @dataclass(frozen=True, eq=False)
 class Swarm:
     """A run of particles down a program's chain, ready for any of some twists.
@@ -161,8 +166,19 @@ class Swarm:
     rejuvenation: Rejuvenation = Rejuvenation()
     spread: Spread = ALONE
 
-    def run(self, key: Array, num: int, which: ArrayLike = 0) -> Posterior:
+    def run(self, key: Array, num: int, which: ArrayLike = 0, *, num_islands: int = 1) -> Posterior:
         """The posterior by `num` particles under twist number `which`, which may be traced."""
+        guided: Any = {"twist": jnp.asarray(which), "twists": tuple(map(repr, self.twists))}
+        if num_islands == 1:
+            return finish(self.descend(key, num, which), **guided)
+        island, keys = replace(self, spread=ALONE), self.spread.constrained(jax.random.split(key, num_islands))
+        num_tail = islands.tail_kept(num, num_islands)
+        part = partial(island.descend, num=num // num_islands, which=which, num_tail=num_tail)
+        return islands.merged(jax.vmap(part)(keys), **guided)
+
+    def descend(self, key: Array, num: int, which: ArrayLike = 0, *, num_tail: int | None = None) -> Descent:
+        """Where `num` particles come to, and their weights on the way, the largest `num_tail` of them kept."""
+        num_tail = tail_size(num) + 1 if num_tail is None else num_tail
         rejuvenation = self.rejuvenation
         last_key, *keys = jax.random.split(key, 3)
         latent_keys, start_keys = jax.random.split(keys[0], (2, num))
@@ -206,7 +222,7 @@ class Swarm:
                 defends=isinstance(twist, defended),
             )
             steps = of_prior(bare)
-            cloud, diagnosis = arrive(cloud, steps.log_r, spread=self.spread)
+            cloud, diagnosis = arrive(cloud, steps.log_r, num_tail=num_tail, spread=self.spread)
             # Before they are resampled: the states are the same, and the network is not run again.
             key, latents, steps, accepted = rejuvenation.at_step(
                 key, cloud.latents, steps, lambda z: of_prior(jax.vmap(at)(z, cloud.x))
@@ -234,160 +250,11 @@ class Swarm:
         last_key, end_key = (last_key, last_key) if rejuvenation.is_none else jax.random.split(last_key)
         cloud, (final, accepted_last) = choose(last, cloud, last_key)
         log_r = jax.vmap(lambda x, z: target(z).log_r(x))(cloud.x, cloud.latents)
-        cloud, diagnosis = arrive(cloud, log_r, spread=self.spread)
+        cloud, diagnosis = arrive(cloud, log_r, num_tail=num_tail, spread=self.spread)
         latents, acceptance = rejuvenation.at_end(end_key, cloud.latents, cloud.x, log_r, cloud.log_path, target)
         if accepted is not None:
             acceptance = {"each": (jnp.sum(accepted) + accepted_last) / num_steps, **acceptance}
-        return finish(
-            cloud._replace(latents=latents),
-            [(diagnosis, jnp.zeros((), bool)), final],
-            trail,
-            acceptance=acceptance,
-            twist=jnp.asarray(which),
-            twists=tuple(map(repr, self.twists)),
-        )
-
-
-class Cloud(NamedTuple):
-    """Weighted particles at one time.
-
-    Attributes:
-        x: States, shape (num_particles, *event).
-        latents: The program's other latent variables, each of shape (num_particles, ...).
-        log_weight: Log weights since they were last resampled, in nats, shape (num_particles,).
-        log_evidence: Log of the product of the mean weights so far, in nats, scalar.
-        eve: Which particle of the start each descends from, shape (num_particles,).
-        num_resampled: How often they were resampled.
-        log_path: log p(x^(t..T)) - log q(x^(t+1..T) | x^t) in nats, shape (num_particles,), where paths are moved.
-    """
-
-    x: Array
-    latents: Latents
-    log_weight: Array
-    log_evidence: Array
-    eve: Array
-    num_resampled: Array
-    log_path: Array | None = None
-
-
-class Step(NamedTuple):
-    """log r_t at each particle, shape (num_particles,), and its move."""
-
-    log_r: Array
-    move: Move
-
-
-class Diagnosis(NamedTuple):
-    """What is kept of the weights at one time: see `Posterior`."""
-
-    ess: Array
-    tail: Array
-    num_ancestors: Array
-    num_nan: Array
-
-
-LEAST_SHARE = 0.005  # of the prior where a twist that has none is 0: a state that r forbids may lead to one it allows
-
-
-def weighed(cloud: Cloud, log_r: Array, spread: Spread) -> tuple[Array, Array]:
-    """Log weights of the particles with r_t, in nats, and which were NaN or +inf: they count as zero."""
-    log_weight = spread.gathered(cloud.log_weight + log_r)
-    nan = jnp.isnan(log_weight) | (log_weight == jnp.inf)
-    return jnp.where(nan, -jnp.inf, log_weight), nan
-
-
-def log_mean(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> Array:
-    """The run's estimate of log E r_t over the prior, in nats; 0 where r_t is zero at all particles."""
-    log_weight, _ = weighed(cloud, log_r, spread)
-    mean = cloud.log_evidence + jax.nn.logsumexp(log_weight) - math.log(len(log_weight))
-    return jnp.where(mean > -jnp.inf, mean, 0.0)
-
-
-def with_prior(steps: Step, log_mean: Array, share: ArrayLike, *, defends: bool) -> Step:
-    """Steps whose twist has a share of the prior, as have their moves (`defended`); or has it where it is 0 alone."""
-    log_share, log_r = jnp.log(share), steps.log_r - log_mean
-    if not defends:
-        return steps._replace(log_r=jnp.where(log_r == -jnp.inf, log_share, log_r))
-    log_r = jnp.logaddexp(jnp.log1p(-jnp.asarray(share)) + log_r, log_share)
-    return Step(log_r, jax.vmap(lambda move, share: move.defended(share))(steps.move, jnp.exp(log_share - log_r)))
-
-
-def arrive(cloud: Cloud, log_r: Array, *, spread: Spread = ALONE) -> tuple[Cloud, Diagnosis]:
-    """Weighs the particles by r_t, which completes w = p r_t / (q r_(t+1)); and says how even the weights are."""
-    log_weight, nan = weighed(cloud, log_r, spread)
-    num = len(log_weight)
-    share = spread.gathered(jax.nn.softmax(log_weight))
-    ess = 1 / jnp.sum(share**2)
-    alive = jnp.zeros(num, bool).at[cloud.eve].max(share > 0)
-    tail = jax.lax.top_k(log_weight, tail_size(num) + 1)[0]
-    diagnosis = Diagnosis(jnp.where(jnp.isfinite(ess), ess, 0.0), tail, jnp.sum(alive), jnp.sum(nan))
-    return cloud._replace(log_weight=log_weight), diagnosis
-
-
-def resample(
-    cloud: Cloud, steps: Step, *, key: Array, threshold: float, spread: Spread = ALONE
-) -> tuple[Cloud, Step, Array]:
-    """Draws particles in proportion to their weights where few of them count; else leaves them.
-
-    Independently of each other: only so does their ancestry tell the error of the evidence (Lee and Whiteley 2018).
-    Over devices every one draws the same rows, of all, and particles travel only where they are drawn.
-    """
-    num = len(cloud.log_weight)
-    share = spread.gathered(jax.nn.softmax(cloud.log_weight))
-    needed = 1 / jnp.sum(share**2) < threshold * num
-    rows = spread.gathered(jnp.where(needed, multinomial(share, key, num), jnp.arange(num)))
-    moved = cloud.x, cloud.latents, cloud.log_path, steps
-    x, latents, log_path, steps = spread.taken(rows, moved, where=needed)
-    log_mean = jax.nn.logsumexp(cloud.log_weight) - jnp.log(num)
-    resampled = Cloud(
-        x,
-        latents,
-        jnp.where(needed, 0.0, cloud.log_weight),
-        cloud.log_evidence + jnp.where(needed, log_mean, 0.0),
-        spread.gathered(cloud.eve[rows]),
-        cloud.num_resampled + needed,
-        log_path,
-    )
-    return resampled, steps, needed
-
-
-def draw(cloud: Cloud, steps: Step, *, keys: Array, spread: Spread = ALONE) -> Cloud:
-    """Moves every particle a step back, each by its own key, and weighs it by p / (q r_t)."""
-    x, log_ratio = jax.vmap(lambda move, key: move.draw(key))(steps.move, keys)
-    x, log_weight = spread.constrained((x, cloud.log_weight + log_ratio - steps.log_r))
-    return cloud._replace(x=x, log_weight=log_weight)
-
-
-def finish(
-    cloud: Cloud,
-    ends: list[tuple[Diagnosis, Array]],
-    trail: tuple[Diagnosis, Array],
-    *,
-    acceptance: dict[str, Array] | None = None,
-    twist: Array | int = 0,
-    twists: tuple[str, ...] = (),
-) -> Posterior:
-    """The posterior that the particles at t = 0 are, with the diagnoses of t = 0, 1 (`ends`) and 2..T (`trail`)."""
-    first = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ends)
-    diagnosis, resampled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, trail)
-    num = len(cloud.log_weight)
-    share = jax.nn.softmax(cloud.log_weight)
-    by_eve = jnp.zeros(num).at[cloud.eve].add(share)
-    grown = jnp.expm1((cloud.num_resampled + 1.0) * math.log(num / (num - 1)))
-    variance = (1 + grown) * jnp.sum(by_eve**2) - grown
-    variance = jnp.where(jnp.abs(variance) < 1e-4 * grown, 0.0, variance)  # even weights, but for rounding
-    return Posterior(
-        samples=cloud.x,
-        log_weight=cloud.log_weight,
-        log_evidence=cloud.log_evidence + jax.nn.logsumexp(cloud.log_weight) - jnp.log(num),
-        log_evidence_se=jnp.where(variance < 0, UNKNOWN, jnp.sqrt(jnp.abs(variance))),
-        latents=cloud.latents,
-        ess=diagnosis.ess,
-        tail=diagnosis.tail,
-        num_ancestors=diagnosis.num_ancestors,
-        num_nan=diagnosis.num_nan,
-        resampled=resampled,
-        acceptance=acceptance or {},
-        twist=twist,
-        twists=twists,
-    )
+        ends = [(diagnosis, jnp.zeros((), bool)), final]
+        first = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ends)
+        diagnosis, resampled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, trail)
+        return Descent(cloud._replace(latents=latents), diagnosis, resampled, acceptance)

@@ -73,7 +73,8 @@ def main(folder: Path, case: str, process: int, num_processes: int, port: int) -
     kept: Any = {"losses": done.losses, "validation": done.validation, **done.params}
     if case == "read":
         kept["asked"] = np.asarray(options["data"]["x0"].asked[-50:])  # after the first batch, of which all look at all
-    np.savez(folder / f"{case}-{process}.npz", **{name: np.asarray(value) for name, value in kept.items()})
+    kept = {name: np.asarray(value) for name, value in kept.items()}
+    np.savez(folder / f"{case}-{process}.npz", **kept)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpm_ppl.inference.posteriors.resampling import systematic
-from tests.inference.posteriors.test_particles_cloud import SHARE
+from tests.inference.posteriors.test_cloud import SHARE
 from tests.oracles import worst
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from dpm_ppl.inference.posteriors.particles import (
+from dpm_ppl.inference.posteriors.cloud import (
     UNKNOWN,
     Cloud,
+    Descent,
     Step,
     arrive,
     as_told,
@@ -64,14 +65,18 @@ def test_resampling_leaves_the_estimates_as_they_are(threshold):
     np.testing.assert_array_equal(after.x[..., 0], after.eve)
 
 
+def descent(arrived, diagnosis):
+    """Of two times alike."""
+    return Descent(arrived, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), diagnosis), jnp.zeros(2, bool), {})
+
+
 @pytest.mark.parametrize("num", [20, 50, 400])
 @pytest.mark.parametrize("tail", [0.0, 0.3, 1.2])
 def test_khat_and_ess_of_the_kept_tail_are_those_of_all_weights(num, tail):
     rng = np.random.default_rng(num)
     log_weight = tail * rng.exponential(size=num) + 3.0 if tail else np.full(num, -2.0)
     arrived, diagnosis = arrive(cloud(np.zeros(num)), jnp.asarray(log_weight))
-    one = diagnosis, jnp.zeros((), bool)
-    p = finish(arrived, [one, one], jax.tree.map(lambda leaf: leaf[None][:0], one))
+    p = finish(descent(arrived, diagnosis))
     np.testing.assert_allclose(p.khat, np.repeat(psis(log_weight[:, None])[1], 2), rtol=1e-9)
     weight = np.exp(log_weight)
     np.testing.assert_allclose(p.ess, weight.sum() ** 2 / (weight**2).sum(), rtol=1e-9)
@@ -84,8 +89,7 @@ def test_khat_and_ess_of_the_kept_tail_are_those_of_all_weights(num, tail):
 def test_an_error_that_is_not_known_is_no_nan_until_it_leaves_compiled_code():
     """Which `jax_debug_nans` would take for a mistake. Equal weights of all ancestors, resampled: variance < 0."""
     arrived, diagnosis = arrive(cloud(np.zeros(4), num_resampled=jnp.asarray(3)), jnp.zeros(4))
-    one = diagnosis, jnp.zeros((), bool)
-    p = jax.jit(lambda arrived: finish(arrived, [one, one], jax.tree.map(lambda leaf: leaf[None][:0], one)))(arrived)
+    p = jax.jit(finish)(descent(arrived, diagnosis))
     assert p.log_evidence_se == UNKNOWN
     for run in (as_told, jax.jit(as_told)):
         np.testing.assert_array_equal(run(jnp.array([UNKNOWN, 0.3])), [np.nan, 0.3])
