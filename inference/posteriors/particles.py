@@ -99,18 +99,11 @@ def smc(
     Source: Sohl-Dickstein et al. 2015, section 2.5, whose sampler drops the weights; Wu et al. 2023; Del Moral, Doucet
         and Jasra 2012 for resampling when needed; Gilks and Berzuini 2001 for moves.
     """
-    if not callable(model):
-        raise TypeError(f"Expected `model` to be a NumPyro program; got {type(model).__name__}.")
     num_particles = require_count("num_particles", num_particles, at_least=2)
     num_islands = islands.require_islands(num_islands, num_particles)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
-    params, spread = dict(params), spread_over(mesh)
     twist = twist() if isinstance(twist, type) else twist
-    if twist is not None and not all(callable(getattr(twist, name, None)) for name in ("start", "at", "last")):
-        raise TypeError(f"Expected `twist` to be an object such as widened(), with start, at and last; got {twist!r}.")
-    if not isinstance(moves, Moves | None):
-        raise TypeError(f"Expected `moves` to be a Moves, such as Moves(paths=3), or None; got {moves!r}.")
+    _require_kinds(model, twist, threshold, moves)
+    params, spread = dict(params), spread_over(mesh)
 
     @jax.jit
     def compiled(key: Array, params: dict[str, Any], *args: Any) -> Posterior:
@@ -146,6 +139,17 @@ def smc(
         return posterior
 
     return run
+
+
+def _require_kinds(model: Any, twist: Any, threshold: float, moves: Any) -> None:
+    if not callable(model):
+        raise TypeError(f"Expected `model` to be a NumPyro program; got {type(model).__name__}.")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"Expected `threshold`, a share of the particles, in [0, 1]; got {threshold}.")
+    if twist is not None and not all(callable(getattr(twist, name, None)) for name in ("start", "at", "last")):
+        raise TypeError(f"Expected `twist` to be an object such as widened(), with start, at and last; got {twist!r}.")
+    if not isinstance(moves, Moves | None):
+        raise TypeError(f"Expected `moves` to be a Moves, such as Moves(paths=3), or None; got {moves!r}.")
 
 
 @dataclass(frozen=True, eq=False)

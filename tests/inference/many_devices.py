@@ -86,6 +86,10 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
     run = smc(observed, "x", params=START, num_particles=52, twist=tempered(), moves=Moves(2, 1, 1), mesh=mesh)
     with warnings.catch_warnings(action="ignore"):  # so few are not to be trusted
         posterior = run(KEY, np.array([1.2]))
+    given = {"params": START, "num_particles": 52, "twist": tempered(), "mesh": mesh}
+    islands = smc(observed, "x", num_islands=4, moves=None, **given)
+    with warnings.catch_warnings(action="ignore"):
+        apart = islands(KEY, np.array([1.2]))
     parts = parts_of(SimpleNamespace(model=dpm.single_chain(diffusion)[0], conditional=diffusion), PARTS)
     with using(mesh), patch("dpm_ppl.reports.samples.affordable", lambda *_, **__: 21):
         drawn = draws(parts, beside["params"], key=KEY, num_samples=21, context=CONTEXT[:21])
@@ -104,6 +108,8 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
         **{f"taken/{kind}": share for kind, share in posterior.acceptance.items()},
         "resampled": posterior.resampled,
         "ancestors": posterior.num_ancestors,
+        "log_evidence_of_islands": apart.log_evidence,
+        "samples_of_islands": apart.samples,
     }
 
 
