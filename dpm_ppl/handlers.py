@@ -43,7 +43,7 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
 
     Args:
         fn: Model or guide.
-        size: Number of steps m per datum, 1 <= m <= T - 1; None sums all T - 1 terms.
+        size: Number of steps m per datum, m >= 1; None, and more than there are, sums all T - 1 terms.
         weight: What the KL term of step t counts, positive, as `weight(kernel, t)` of t's shape; by default 1, the
             bound. Another is no bound, but may train better (`dpm_ppl.outputs.noise_weight`); x^T and x^0 stay as they
             are.
@@ -139,9 +139,7 @@ def _read(
 ) -> Any:
     """Reads a statement as terms of the bound, or as transitions where its kernel has no closed forms."""
     kernel = statement.diffusion.kernel
-    most = kernel.num_steps - 1
-    if size is not None and size > most:
-        raise ValueError(f"Expected `size` of subsample_steps to be at most T - 1 = {most}; got {size}.")
+    size = None if size is None or size > kernel.num_steps - 1 else size
     if has_closed_forms(kernel):
         return terms(statement, size=size, weight=weight)
     if weight is None:

@@ -276,9 +276,22 @@ def test_bad_sizes():
     ):
         with pytest.raises(error, match=message):
             dpm.subsample_steps(model, size=size)
-    for program in (model, guide):
-        with pytest.raises(ValueError, match=r"`size` of subsample_steps to be at most T - 1 = 3; got 4"):
-            handlers.seed(dpm.subsample_steps(program, size=4), 0)(X0)
+
+
+@pytest.mark.parametrize("closed_forms", [True, False])
+def test_more_steps_than_there_are_is_all_of_them(closed_forms):
+    """So that of chains of several lengths the short ones are summed, and the long ones sampled."""
+
+    def diffusion():
+        if closed_forms:
+            return SHORT.diffusion()
+        return SHORT.with_kernel(WithoutClosedForms(SHORT.diffusion().kernel))
+
+    losses = {
+        size: loss_of(TraceMeanField_ELBO(), subsampled(dpm.single_chain(diffusion), size), SHORT.params, X0)
+        for size in (2, 4, 1000, None)
+    }
+    assert losses[4] == losses[1000] == losses[None] != losses[2]
 
 
 def traced_loss(model, guide):
