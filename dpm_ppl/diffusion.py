@@ -103,9 +103,10 @@ class Diffusion:
             missing = [
                 name for name in ("num_steps", "event_shape", "stationary", "step") if not hasattr(self.kernel, name)
             ]
-            raise TypeError(
-                f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
-            )
+            came = f"no {', '.join(missing)}."
+            if isinstance(self.kernel, tuple | list | dict):
+                came = f"a {type(self.kernel).__name__}. {ONE_ARRAY}"
+            raise TypeError(f"Expected a kernel with num_steps, event_shape, stationary and step; got {came}")
         try:
             require_event_shape(self.kernel.event_shape)
         except TypeError as error:
@@ -241,7 +242,9 @@ arrays_as_leaves(Diffusion, _parts, _of_parts)
 
 ONE_ARRAY = (
     "An event is one array: put its parts side by side in one, such as a label behind a vector, and let each "
-    "law be one distribution over all of it. What is only given beside a datum is its Diffusion's `context`."
+    "law be one distribution over all of it. Parts with a kernel each are a chain each: two statements in one program, "
+    "where the datum of the one may be the other's context. What is only given beside a datum is its Diffusion's "
+    "`context`."
 )
 
 Definition = Callable[..., Diffusion]  # declares parameters, as a program does, and returns the record; of a context
@@ -428,6 +431,8 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
     """
     given = x0
     try:
+        if isinstance(x0, tuple) and any(isinstance(part, Array | np.ndarray) and part.ndim for part in x0):
+            raise TypeError  # which would be data of one batch more
         x0 = jnp.asarray(x0)
     except (TypeError, ValueError) as error:
         several = f" {ONE_ARRAY}" if isinstance(x0, tuple | list | dict) else ""

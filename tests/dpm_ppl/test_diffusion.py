@@ -8,11 +8,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
+from numpyro.infer.util import log_density
 
 import dpm_ppl as dpm
 from dpm_ppl.diffusion import require_data, require_laws
 from dpm_ppl.programs import instantiate
 from dpm_ppl.schedules import constant_fraction, linear
+from dpm_ppl.tracing import trace_quietly
 
 GAUSSIAN = dpm.GaussianKernel(linear(4, first=0.2, last=0.9), (2,))
 BERNOULLI = dpm.BernoulliKernel(constant_fraction(4), (3,), 0.2)
@@ -429,17 +432,60 @@ def in_parts(parts, shape):
             in_parts(lambda a, b: (a, b), (2,)),
             f"`kernel.stationary` to return a NumPyro distribution; got tuple.*{ONE}",
         ),
+        (
+            (GAUSSIAN, BERNOULLI),
+            f"Expected a kernel .*; got a tuple. {ONE}.*a chain each: two statements in one program",
+        ),
+        ({"a": GAUSSIAN, "b": BERNOULLI}, f"Expected a kernel .*; got a dict. {ONE}"),
     ],
 )
 def test_a_kernel_on_several_arrays(kernel, message):
     with pytest.raises(TypeError, match=message):
-        dpm.Diffusion(kernel, kernel.step)
+        dpm.Diffusion(kernel, getattr(kernel, "step", shrink))
 
 
 def test_states_in_several_arrays():
     chain = dpm.Diffusion(GAUSSIAN, shrink)
-    for x0 in ({"a": np.ones((3, 2))}, (np.ones((3, 2)), np.ones((3, 3))), [np.ones((3, 2)), np.ones((3, 3))]):
-        with pytest.raises(TypeError, match=f"numeric array; got {type(x0).__name__}.*{ONE}"):
-            dpm.reverse_chain("x", chain, obs=x0)
+    for x0 in (
+        {"a": np.ones((3, 2))},
+        (np.ones((3, 2)), np.ones((3, 3))),
+        (np.ones((3, 2)), jnp.ones((3, 2))),  # no batch of two
+        [np.ones((3, 2)), np.ones((3, 3))],
+    ):
+        for statement in (dpm.forward_chain, dpm.reverse_chain):
+            with pytest.raises(TypeError, match=f"numeric array; got {type(x0).__name__}.*{ONE}.*two statements"):
+                statement("x", chain, x0)
     with pytest.raises(TypeError, match=f"`reverse` to return a NumPyro distribution; got tuple.*{ONE}"):
         dpm.Diffusion(GAUSSIAN, lambda x, t: (shrink(x, t), shrink(x, t)))
+
+
+def test_parts_with_a_kernel_each_are_two_statements():
+    """As the errors advise: bits given a vector, whose density is the sum of that of the two chains."""
+
+    def bits(c):
+        def reverse(x, t, c):
+            return dist.Bernoulli(jax.nn.sigmoid(x + c[..., :1])).to_event(1)
+
+        return dpm.Diffusion(BERNOULLI, reverse, context=c)
+
+    def model(a, b):
+        with numpyro.plate("data", 3):
+            vector = dpm.reverse_chain("a", dpm.Diffusion(GAUSSIAN, shrink), obs=a)
+            dpm.reverse_chain("b", bits(vector), obs=b)
+
+    def guide(a, b):
+        with numpyro.plate("data", 3):
+            dpm.forward_chain("a", dpm.Diffusion(GAUSSIAN, shrink), a)
+            dpm.forward_chain("b", bits(a), b)
+
+    a, b = np.linspace(-1, 1, 6).reshape(3, 2), np.array([[0, 1, 1], [1, 0, 0], [1, 1, 1]])
+    _, drawn = trace_quietly(guide, a, b)
+    whole = log_density(handlers.replay(model, trace=drawn), (a, b), {}, {})[0]
+    state, code = drawn["a_chain"]["value"], drawn["b_chain"]["value"]
+    alone = (
+        dpm.ReverseChain(dpm.Diffusion(GAUSSIAN, shrink)).log_prob(state).sum()
+        + dpm.ReverseChain(bits(a).of_batch((3,))).log_prob(code).sum()
+        + GAUSSIAN.step(state[:, 0], 1).log_prob(a).sum()
+        + BERNOULLI.step(code[:, 0], 1).log_prob(b).sum()
+    )
+    np.testing.assert_allclose(whole, alone, rtol=1e-6)
