@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE_DIR = {"dpm_ppl": "dpm_ppl", "dpm_ppl.models": "models", "dpm_ppl.inference": "inference"}
 FOLDERS_AT_THE_ROOT = {"dpm_ppl", "models", "inference", "tests", "notebooks", ".ci"}
-FILES_AT_THE_ROOT = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore"}
+FILES_AT_THE_ROOT = {
+    *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore"),
+    "dpm_command.py",
+}
 WINGS = {"fitting", "likelihoods", "posteriors", "samples", "checks"}
 MAY_IMPORT = {
     "language": {"language"},
