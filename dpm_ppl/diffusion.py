@@ -365,8 +365,10 @@ def _try_law(
         raise ValueError(
             f"Expected `{name}` to be a plain function of its arguments; it reads what an earlier call, its own or "
             "another law's, kept: a network's state (running averages of BatchNorm, a key that moves on), a counter. A "
-            "scan over the steps can't keep it. Fix the state where the Diffusion is made (inference mode, "
-            "use_running_average=True), or normalise without one (LayerNorm, GroupNorm)."
+            "scan over the steps can't keep it. Normalise without one (LayerNorm, GroupNorm), or fix it: in inference "
+            "mode, with the parameters alone declared. NumPyro's flax_module and nnx_module write back even a state "
+            "that stays as it is; where the Diffusion is made, params = numpyro.param('net', variables['params']), and "
+            "net.apply({**variables, 'params': params}, x), or nnx.merge(graph, params, state)(x) of an nnx.split."
         ) from error
     except (TypeError, ValueError) as error:
         if not arguments or "ncompatible shapes" not in str(error):

@@ -278,6 +278,33 @@ def test_state_written_inside_a_law(name):
         declare()
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_state_that_stays_as_it_is(name):
+    """NumPyro's wrappers of Flax write it back all the same; declared as the error says it is none."""
+    variables = {"params": {"scale": jnp.array([0.5, 2.0])}, "batch_stats": {"mean": jnp.array([1.0, -1.0])}}
+    holder = {"state": variables["batch_stats"]}
+
+    def apply(variables, x):
+        return (x - variables["batch_stats"]["mean"]) * variables["params"]["scale"]
+
+    def wrapped(x, t):
+        y = apply({"params": variables["params"], "batch_stats": holder["state"]}, x)
+        holder["state"] = jax.lax.stop_gradient(holder["state"])
+        return dist.Normal(y, 1.0).to_event(1)
+
+    advice = r"numpyro.param\('net', variables\['params'\]\), and net.apply\({\*\*variables, 'params': params}, x\)"
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be a plain function .*{advice}.*nnx.merge"):
+        _declared(wrapped, name)()
+
+    def definition():
+        params = numpyro.param("net", variables["params"])
+        return _declared(lambda x, t: dist.Normal(apply({**variables, "params": params}, x), 1.0).to_event(1), name)()
+
+    found = instantiate(definition, {"net": {"scale": jnp.array([3.0, 4.0])}})
+    law = {"reverse": found.reverse, "decode": lambda x, t: found.decode(x), "kernel.step": found.kernel.step}[name]
+    np.testing.assert_array_equal(law(jnp.array([2.0, 2.0]), jnp.asarray(2)).mean, [3.0, 12.0])
+
+
 def test_what_a_law_closes_over_is_no_state():
     """Parameters of a program that is traced itself, on shapes or under jit, once and again."""
 
