@@ -1,6 +1,7 @@
 """A diffusion probabilistic model: a fixed forward kernel, and the reverse steps that undo it."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,8 +68,9 @@ class Diffusion:
     """A forward kernel and its learned reversal.
 
     It is a pytree: the arrays of its context, and of its kernel, `reverse` and `decode` where these are pytrees (the
-    kernels here and Equinox modules are), can be scanned, vmapped and jitted over. A function is what it closes over: a
-    value made in the body of NumPyro's `scan`, such as its carry, belongs in the context.
+    kernels here, Equinox modules, `jax.tree_util.Partial` and methods of such are), can be scanned, vmapped and jitted
+    over. A function is what it closes over: a value made in a transformation, or in the body of NumPyro's `scan`, such
+    as its carry, belongs in the context.
 
     Args:
         kernel: The Markov diffusion kernel.
@@ -219,16 +221,41 @@ class _LastStep:
         return self.kernel.step(x1, step_number(1))
 
 
+@dataclass(frozen=True, eq=False)
+class _Carried:
+    """A function of a diffusion that was taken apart and made anew, which what it closes over may not outlive."""
+
+    function: Callable[..., dist.Distribution]
+
+    def __call__(self, *args: Any) -> dist.Distribution:
+        try:
+            return self.function(*args)
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "Expected a Diffusion that holds all that its laws depend on; one closes over a value made inside a "
+                "transformation, such as jax.vmap or jit, out of which the Diffusion came: the value is lost there. "
+                f"{_HOLD} jax.tree_util.Partial(lambda value, x, t: ..., value) is one."
+            ) from error
+
+
+def _own(law: Any) -> Any:
+    """The user's function behind a law; a method as a pytree, of which its object's arrays are leaves."""
+    while isinstance(law, _Seeing | _Carried):
+        law = law.function
+    return jax.tree_util.Partial(law.__func__, law.__self__) if inspect.ismethod(law) else law
+
+
 def _parts(diffusion: Diffusion) -> Any:
     """What a diffusion is made of, each once."""
     laws = [diffusion.reverse] if diffusion.has_fixed_last_step else [diffusion.reverse, diffusion.decode]
-    functions = [law.function if isinstance(law, _Seeing) else law for law in laws]
+    functions = [_own(law) for law in laws]
     seen_in = diffusion.batch_shape if isinstance(diffusion.reverse, _Seeing) else None
     return diffusion.kernel, functions, diffusion.context, seen_in
 
 
 def _of_parts(parts: Any) -> Diffusion:
     kernel, functions, context, seen_in = parts
+    functions = [_Carried(law) if jax.tree_util.all_leaves([law]) else law for law in functions]
     diffusion = object.__new__(Diffusion)
     decode = functions[1] if functions[1:] else _LastStep(kernel)
     for name, value in {"kernel": kernel, "context": context, "reverse": functions[0], "decode": decode}.items():
@@ -239,6 +266,11 @@ def _of_parts(parts: Any) -> Diffusion:
 
 
 arrays_as_leaves(Diffusion, _parts, _of_parts)
+
+_HOLD = (
+    "Give it as the Diffusion's `context`, and take it as an argument: reverse(x, t, c). Of a kernel, or of a law that "
+    "is a pytree, it may be an array."
+)
 
 ONE_ARRAY = (
     "An event is one array: put its parts side by side in one, such as a label behind a vector, and let each "
@@ -273,8 +305,7 @@ def require_nothing_made_with(diffusion: Diffusion, made: Array) -> None:
     if any(trace_of(const) is trace_of(made) for const in closed_over):
         raise ValueError(
             "Expected a Diffusion that holds all that its laws depend on; they close over a value made in the body of "
-            "NumPyro's scan, such as its carry, which is lost when the scan is over. Give it as the Diffusion's "
-            "`context`, and take it as an argument: reverse(x, t, c). Of a kernel, it may be an array of a pytree."
+            f"NumPyro's scan, such as its carry, which is lost when the scan is over. {_HOLD}"
         )
 
 
