@@ -32,9 +32,9 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
     with analytic KLs wherever NumPyro or `dpm_ppl.divergences` knows them; its cost does not grow with T. Under
     `Trace_ELBO` it is unbiased too, with noisier terms. The weights of single trajectories are gone: `RenyiELBO` is
     refused, and so are `TraceGraph_ELBO` and `TraceEnum_ELBO` for discrete states. A loss of your own that
-    exponentiates log densities (an importance-weighted bound, annealing) can't be told from a sum, and is wrong in
+    exponentiates log densities (an importance-weighted bound, annealing) can't be told from a sum here, and is wrong in
     silence: on a chain of six data RenyiELBO gave 6.3 nats with 1,000 particles where -ELBO is 14.5 and -log p(x)
-    about 13.7. Give it the plain one.
+    about 13.7. Give it the plain one. `dpm_ppl.inference.fit` tries its loss out, and refuses it.
 
     For a chain `x` the sites are `x_first` (x^1) and `x_at` (x^t), points of evaluation that carry no density;
     `x_last` (x^T); `x_before` (x^(t-1)), in the plate `x_steps`; `x_offset`, where t is drawn; and `x`. A kernel
