@@ -47,7 +47,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main() -> None:
-    """What `dpm` runs: a command that Ctrl-C ended has the status 130, at whatever moment it came.
+    """What `dpm` runs once all is imported: a command that Ctrl-C ended has the status 130, at whatever moment it came.
 
     It then ends at once: Python would wait for, and at times crash in, what XLA still compiles in its own threads.
     """
@@ -58,7 +58,7 @@ def main() -> None:
         came = True
         signal.default_int_handler(*at)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is to be ignored
+    if callable(signal.getsignal(signal.SIGINT)):  # not where it is to be ignored
         signal.signal(signal.SIGINT, interrupt)
     try:
         app(prog_name="dpm")

@@ -1,6 +1,7 @@
 """A diffusion probabilistic model: a fixed forward kernel, and the reverse steps that undo it."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,8 +68,9 @@ class Diffusion:
     """A forward kernel and its learned reversal.
 
     It is a pytree: the arrays of its context, and of its kernel, `reverse` and `decode` where these are pytrees (the
-    kernels here and Equinox modules are), can be scanned, vmapped and jitted over. A function is what it closes over: a
-    value made in the body of NumPyro's `scan`, such as its carry, belongs in the context.
+    kernels here, Equinox modules, `jax.tree_util.Partial` and methods of such are), can be scanned, vmapped and jitted
+    over. A function is what it closes over: a value made in a transformation, or in the body of NumPyro's `scan`, such
+    as its carry, belongs in the context.
 
     Args:
         kernel: The Markov diffusion kernel.
@@ -103,9 +105,10 @@ class Diffusion:
             missing = [
                 name for name in ("num_steps", "event_shape", "stationary", "step") if not hasattr(self.kernel, name)
             ]
-            raise TypeError(
-                f"Expected a kernel with num_steps, event_shape, stationary and step; got no {', '.join(missing)}."
-            )
+            came = f"no {', '.join(missing)}."
+            if isinstance(self.kernel, tuple | list | dict):
+                came = f"a {type(self.kernel).__name__}. {ONE_ARRAY}"
+            raise TypeError(f"Expected a kernel with num_steps, event_shape, stationary and step; got {came}")
         try:
             require_event_shape(self.kernel.event_shape)
         except TypeError as error:
@@ -218,16 +221,41 @@ class _LastStep:
         return self.kernel.step(x1, step_number(1))
 
 
+@dataclass(frozen=True, eq=False)
+class _Carried:
+    """A function of a diffusion that was taken apart and made anew, which what it closes over may not outlive."""
+
+    function: Callable[..., dist.Distribution]
+
+    def __call__(self, *args: Any) -> dist.Distribution:
+        try:
+            return self.function(*args)
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "Expected a Diffusion that holds all that its laws depend on; one closes over a value made inside a "
+                "transformation, such as jax.vmap or jit, out of which the Diffusion came: the value is lost there. "
+                f"{_HOLD} jax.tree_util.Partial(lambda value, x, t: ..., value) is one."
+            ) from error
+
+
+def _own(law: Any) -> Any:
+    """The user's function behind a law; a method as a pytree, of which its object's arrays are leaves."""
+    while isinstance(law, _Seeing | _Carried):
+        law = law.function
+    return jax.tree_util.Partial(law.__func__, law.__self__) if inspect.ismethod(law) else law
+
+
 def _parts(diffusion: Diffusion) -> Any:
     """What a diffusion is made of, each once."""
     laws = [diffusion.reverse] if diffusion.has_fixed_last_step else [diffusion.reverse, diffusion.decode]
-    functions = [law.function if isinstance(law, _Seeing) else law for law in laws]
+    functions = [_own(law) for law in laws]
     seen_in = diffusion.batch_shape if isinstance(diffusion.reverse, _Seeing) else None
     return diffusion.kernel, functions, diffusion.context, seen_in
 
 
 def _of_parts(parts: Any) -> Diffusion:
     kernel, functions, context, seen_in = parts
+    functions = [_Carried(law) if jax.tree_util.all_leaves([law]) else law for law in functions]
     diffusion = object.__new__(Diffusion)
     decode = functions[1] if functions[1:] else _LastStep(kernel)
     for name, value in {"kernel": kernel, "context": context, "reverse": functions[0], "decode": decode}.items():
@@ -239,9 +267,16 @@ def _of_parts(parts: Any) -> Diffusion:
 
 arrays_as_leaves(Diffusion, _parts, _of_parts)
 
+_HOLD = (
+    "Give it as the Diffusion's `context`, and take it as an argument: reverse(x, t, c). Of a kernel, or of a law that "
+    "is a pytree, it may be an array."
+)
+
 ONE_ARRAY = (
     "An event is one array: put its parts side by side in one, such as a label behind a vector, and let each "
-    "law be one distribution over all of it. What is only given beside a datum is its Diffusion's `context`."
+    "law be one distribution over all of it. Parts with a kernel each are a chain each: two statements in one program, "
+    "where the datum of the one may be the other's context. What is only given beside a datum is its Diffusion's "
+    "`context`."
 )
 
 Definition = Callable[..., Diffusion]  # declares parameters, as a program does, and returns the record; of a context
@@ -270,8 +305,7 @@ def require_nothing_made_with(diffusion: Diffusion, made: Array) -> None:
     if any(trace_of(const) is trace_of(made) for const in closed_over):
         raise ValueError(
             "Expected a Diffusion that holds all that its laws depend on; they close over a value made in the body of "
-            "NumPyro's scan, such as its carry, which is lost when the scan is over. Give it as the Diffusion's "
-            "`context`, and take it as an argument: reverse(x, t, c). Of a kernel, it may be an array of a pytree."
+            f"NumPyro's scan, such as its carry, which is lost when the scan is over. {_HOLD}"
         )
 
 
@@ -362,8 +396,10 @@ def _try_law(
         raise ValueError(
             f"Expected `{name}` to be a plain function of its arguments; it reads what an earlier call, its own or "
             "another law's, kept: a network's state (running averages of BatchNorm, a key that moves on), a counter. A "
-            "scan over the steps can't keep it. Fix the state where the Diffusion is made (inference mode, "
-            "use_running_average=True), or normalise without one (LayerNorm, GroupNorm)."
+            "scan over the steps can't keep it. Normalise without one (LayerNorm, GroupNorm), or fix it: in inference "
+            "mode, with the parameters alone declared. NumPyro's flax_module and nnx_module write back even a state "
+            "that stays as it is; where the Diffusion is made, params = numpyro.param('net', variables['params']), and "
+            "net.apply({**variables, 'params': params}, x), or nnx.merge(graph, params, state)(x) of an nnx.split."
         ) from error
     except (TypeError, ValueError) as error:
         if not arguments or "ncompatible shapes" not in str(error):
@@ -428,6 +464,8 @@ def require_data(kernel: Kernel, x0: ArrayLike) -> Array:
     """
     given = x0
     try:
+        if isinstance(x0, tuple) and any(isinstance(part, Array | np.ndarray) and part.ndim for part in x0):
+            raise TypeError  # which would be data of one batch more
         x0 = jnp.asarray(x0)
     except (TypeError, ValueError) as error:
         several = f" {ONE_ARRAY}" if isinstance(x0, tuple | list | dict) else ""

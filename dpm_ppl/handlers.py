@@ -31,9 +31,10 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
 
     with analytic KLs wherever NumPyro or `dpm_ppl.divergences` knows them; its cost does not grow with T. Under
     `Trace_ELBO` it is unbiased too, with noisier terms. The weights of single trajectories are gone: `RenyiELBO` is
-    refused, and so is `TraceGraph_ELBO` for discrete states. A loss of your own that exponentiates log densities (an
-    importance-weighted bound, annealing) can't be told from a sum, and is wrong in silence: on a chain of six data
-    RenyiELBO gave 6.3 nats with 1,000 particles where -ELBO is 14.5 and -log p(x) about 13.7. Give it the plain one.
+    refused, and so are `TraceGraph_ELBO` and `TraceEnum_ELBO` for discrete states. A loss of your own that
+    exponentiates log densities (an importance-weighted bound, annealing) can't be told from a sum here, and is wrong in
+    silence: on a chain of six data RenyiELBO gave 6.3 nats with 1,000 particles where -ELBO is 14.5 and -log p(x)
+    about 13.7. Give it the plain one. `dpm_ppl.inference.fit` tries its loss out, and refuses it.
 
     For a chain `x` the sites are `x_first` (x^1) and `x_at` (x^t), points of evaluation that carry no density;
     `x_last` (x^T); `x_before` (x^(t-1)), in the plate `x_steps`; `x_offset`, where t is drawn; and `x`. A kernel
@@ -42,7 +43,7 @@ class subsample_steps(Messenger):  # noqa: N801 - named like NumPyro's handlers
 
     Args:
         fn: Model or guide.
-        size: Number of steps m per datum, 1 <= m <= T - 1; None sums all T - 1 terms.
+        size: Number of steps m per datum, m >= 1; None, and more than there are, sums all T - 1 terms.
         weight: What the KL term of step t counts, positive, as `weight(kernel, t)` of t's shape; by default 1, the
             bound. Another is no bound, but may train better (`dpm_ppl.outputs.noise_weight`); x^T and x^0 stay as they
             are.
@@ -105,14 +106,14 @@ def _require_sum(statement: Statement) -> None:
                 "weights of whole trajectories: of these it makes a number that looks the better the more particles "
                 "it takes. Use it on the plain model and guide."
             )
-        if type(handler).__name__ == "_without_rsample_stop_gradient":  # of TraceGraph_ELBO
+        if type(handler).__name__ == "_without_rsample_stop_gradient":  # of TraceGraph_ELBO and TraceEnum_ELBO
             x0, diffusion = statement.x0, statement.diffusion
             is_discrete = diffusion.kernel.stationary().support.is_discrete
             if is_discrete or (x0 is not None and not ForwardChain(diffusion, x0).has_rsample):
                 raise ValueError(
-                    "Expected a chain of continuous states, whose steps are reparameterised, for TraceGraph_ELBO under "
-                    "subsample_steps; for other draws it takes the score, which points of evaluation lack. Use it on "
-                    "the plain model and guide."
+                    "Expected a chain of continuous states, whose steps are reparameterised, for TraceGraph_ELBO or "
+                    "TraceEnum_ELBO under subsample_steps; for other draws they take the score, which points of "
+                    "evaluation lack. Use them on the plain model and guide."
                 )
 
 
@@ -138,9 +139,7 @@ def _read(
 ) -> Any:
     """Reads a statement as terms of the bound, or as transitions where its kernel has no closed forms."""
     kernel = statement.diffusion.kernel
-    most = kernel.num_steps - 1
-    if size is not None and size > most:
-        raise ValueError(f"Expected `size` of subsample_steps to be at most T - 1 = {most}; got {size}.")
+    size = None if size is None or size > kernel.num_steps - 1 else size
     if has_closed_forms(kernel):
         return terms(statement, size=size, weight=weight)
     if weight is None:

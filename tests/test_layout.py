@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE_DIR = {"dpm_ppl": "dpm_ppl", "dpm_ppl.models": "models", "dpm_ppl.inference": "inference"}
 FOLDERS_AT_THE_ROOT = {"dpm_ppl", "models", "inference", "tests", "notebooks", ".ci"}
 FILES_AT_THE_ROOT = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore"}
+FIRST = {"dpm_command": "dpm_ppl/commands/dpm_command"}  # installed beside the package too
 WINGS = {"fitting", "likelihoods", "posteriors", "samples", "checks"}
 MAY_IMPORT = {
     "language": {"language"},
@@ -156,8 +157,8 @@ def repository_files() -> list[str]:
 def test_pyproject_lists_every_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {module if path.name == "__init__.py" else module.rpartition(".")[0] for module, path in modules()}
-    assert set(settings["packages"]) == folders
-    assert settings["package-dir"] == PACKAGE_DIR
+    assert set(settings["packages"]) == {*folders, *FIRST}
+    assert settings["package-dir"] == {**FIRST, **PACKAGE_DIR}
 
 
 def test_every_folder_of_modules_is_a_package() -> None:

@@ -4,4 +4,5 @@
 `held_out` of its data, and `pretrained` makes such a run of parameters that come with a program; `devices` says what it
 computes on and `hosts` with which other processes, `errors` shows an error as one line, `files` says what may be
 written, and `terminal` how wide. Reports, and with them matplotlib, are imported by the command that needs them.
+`dpm_command` is what the installed command begins with.
 """

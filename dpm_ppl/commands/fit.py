@@ -18,12 +18,10 @@ from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import Evaluated, split
 from dpm_ppl.commands.hosts import Coordinator, NumProcesses, ProcessId, part, together
 from dpm_ppl.commands.pretrained import how_made, require_fitted_here, take
-from dpm_ppl.data import draw, num_data_of
+from dpm_ppl.data import num_data_of
 from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.records import write_json
-from dpm_ppl.parts import parts_of
 from dpm_ppl.programs import Program
-from dpm_ppl.tracing import trace_quietly
 
 
 def fit(
@@ -174,10 +172,4 @@ def _recipe(program: Program, data: Any) -> dict[str, Any]:
         )
     num_data = num_data_of(data)
     batch_size = max(1, min(256, 256 if num_data is None else num_data))  # of no data at all, `fit` says so
-    chosen: dict[str, Any] = {"num_iterations": 5000, "batch_size": batch_size}
-    parts = parts_of(program, data)
-    if parts.definition is not None:
-        given = parts.beside_batch(draw(data, key=jax.random.key(0), num_data=1) if parts.given else None)
-        num_terms = trace_quietly(parts.definition, *given.values())[0].num_steps - 1
-        chosen["num_steps_sampled"] = min(8, num_terms) or None
-    return {**chosen, **program.recipe}
+    return {"num_iterations": 5000, "batch_size": batch_size, **program.recipe}

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from dpm_ppl.inference import DissipatedWork, EntropyBounds, Likelihood, Sandwich
 from dpm_ppl.inference.psis import GOOD_KHAT
 from dpm_ppl.reports.evaluation import LITTLE_OVERLAP, particle_counts, sandwich_at
-from dpm_ppl.reports.panels import DATA, LIMIT, MODEL, QUIET
+from dpm_ppl.reports.panels import DATA, LIMIT, MODEL, QUIET, legend_below
 
 BOUNDS = "true reverse step, between its bounds\n(Sohl-Dickstein et al. 2015, eq. 24)"
 
@@ -44,7 +44,7 @@ def evaluation_figure(
         A figure that belongs to no window; save it with `savefig`.
     """
     num_rows = 1 if sandwich is None else 2
-    figure = Figure(figsize=(11, 4 * num_rows), layout="constrained")
+    figure = Figure(figsize=(11, 4.5 * num_rows), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(num_rows, 2, squeeze=False)
     draw_khat(axes[0, 0], likelihood.khat)
@@ -91,7 +91,7 @@ def draw_khat(axes: Axes, khat: ArrayLike) -> None:
     margin = 0.06 * (high - low)
     axes.set(ylim=(low - margin, high + margin), xlabel="datum", ylabel="Pareto k-hat", title="Tails of the weights")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize="x-small", framealpha=0.8)
+    legend_below(axes)
 
 
 def draw_estimates(
@@ -131,7 +131,7 @@ def draw_estimates(
         ylabel="log p(x$^{(0)}$) (bits per datum)",
         title="Estimates, ± standard error",
     )
-    axes.legend(fontsize="x-small", framealpha=0.8, loc="lower right")  # estimates rise to the right
+    legend_below(axes, num_columns=2)
 
 
 def _draw_sandwich(axes: Axes, sandwich: Sandwich) -> None:
@@ -179,7 +179,7 @@ def draw_work(axes: Axes, work: DissipatedWork) -> None:
         xlim=(low - margin, high + margin), xlabel="dissipated work, log p(x$^{(0)}$) − log w (bits)", ylabel="density"
     )
     axes.set_title("Work on simulated data (Crooks 1999)")
-    axes.legend(fontsize="x-small", framealpha=0.8)
+    legend_below(axes)
 
 
 def draw_entropy_production(axes: Axes, cross_entropy: ArrayLike, *, bounds: EntropyBounds | None = None) -> None:
@@ -220,7 +220,7 @@ def draw_entropy_production(axes: Axes, cross_entropy: ArrayLike, *, bounds: Ent
     low, high = min(produced.min(), np.quantile(least, 0.25)), max(produced.max(), 0.0)
     axes.set_ylim(low - 0.15 * (high - low), high + 0.1 * (high - low))
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.legend(fontsize="x-small", framealpha=0.8)
+    legend_below(axes)
 
 
 def _means(nats: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

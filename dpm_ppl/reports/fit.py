@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
 from dpm_ppl.chains import forward_states, reverse_states
-from dpm_ppl.data import entropy_limit, fresh_data, support_of
+from dpm_ppl.data import entropy_limit, fresh_data, num_data_of, support_of
 from dpm_ppl.inference import Fit, bound
 from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
@@ -126,7 +126,7 @@ def report(
         program: The program.
         data: Its data, as `dpm_ppl.programs.Program` has them.
         fitted: The fit.
-        source: All of the program's data, which know of levels where they are images.
+        source: All of the program's data, which the figure shows, and which know of levels where they are images.
         about: What else to report, put first.
         key: Random key.
 
@@ -160,7 +160,11 @@ def _of_chain(
     # Whole batches at once: several times cheaper a step than the bound, which is counted datum by datum.
     num_shown = affordable(diffusion, seconds=30, least=16, most=3000)
 
-    title = f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum"
+    on = data_counted(len(x0), about.get("data", "data"))
+    title = (
+        f"{program.path.stem}: ELBO {summary['elbo_bits']:.3f} ± {summary['elbo_bits_se']:.3f} bits per datum, on {on}"
+        f"{_shown(source, num_shown)}"
+    )
 
     @jax.jit
     def states(params: Any, batch: Any) -> Any:
@@ -170,7 +174,7 @@ def _of_chain(
         return forward_states(diffusion, parts.x0(batch), key=keys[4], times=times), reverse
 
     def draw() -> Figure:
-        forward, reverse = states(fitted.params, fresh_data(data, key=keys[2], num_data=num_shown))
+        forward, reverse = states(fitted.params, fresh_data(source, key=keys[2], num_data=num_shown))
         return fit_figure(
             diffusion,
             forward=forward,
@@ -187,6 +191,14 @@ def _of_chain(
     figures = metrics(summary, limit=limit, about=about, floor=floor)
     found = problems(summary, terms.kl, is_continuous=not diffusion.kernel.stationary().support.is_discrete)
     return figures | ({"problems": found} if found else {}), draw
+
+
+def _shown(source: Any, num: int) -> str:
+    """Which data a figure shows, where there is an end of them: of all, and not of those few that are evaluated."""
+    num_all = num_data_of(source)
+    if num_all is None:
+        return ""
+    return f"\nshown: {'all' if num_all <= num else f'{num:,} of the'} {num_all:,} data of the program"
 
 
 def _floor(source: Any, x0: ArrayLike, support: Any) -> float | None:
@@ -208,15 +220,16 @@ def _of_whole_program(
     figures = metrics(summary, limit=limit, about=about, floor=floor)
 
     def draw() -> Figure:
+        shown = fresh_data(source, key=keys[0], num_data=2048)
         return samples_figure(
-            draws(parts, fitted.params, key=keys[2], num_samples=2048, context=parts.context(batch)),
+            draws(parts, fitted.params, key=keys[2], num_samples=2048, context=parts.context(shown)),
             support=support,
             data=alone,
-            x0=x0,
+            x0=parts.x0(shown),
             losses=fitted.losses,
             elbo=summary.get("elbo_nats", summary.get("objective_nats")),
             entropy_limit=limit,
-            title=program.path.stem,
+            title=program.path.stem + _shown(source, 2048),
         )
 
     return figures, draw

@@ -26,6 +26,7 @@ from dpm_ppl.reports.panels import (
     is_label,
     is_plane,
     is_sequence,
+    legend_below,
 )
 
 _BITS = np.log(2.0)
@@ -169,7 +170,7 @@ def draw_loss(
             axes.plot([0.02], [0.0], color=color, label=f"{name}, {value:.3f}: below the axis", **where)
     axes.set(ylim=(bottom, top), xscale="log", xlim=(iterations[0], max(iterations[-1], 2)))
     axes.set(xlabel="iteration", ylabel="objective (bits per datum)", title="Training")
-    _legend_below(axes)
+    legend_below(axes)
 
 
 def _interesting(mean: np.ndarray, levels: list[float]) -> tuple[float, float]:
@@ -239,11 +240,7 @@ def draw_step_bound(axes: Axes, kl: ArrayLike) -> None:
     )
     marker = "." if len(t) < 100 else None
     axes.plot(t, mean, color=MODEL, marker=marker, linewidth=1, label=f"mean; the sum is {total:.3f} bits")
-    _legend_below(axes)
-
-
-def _legend_below(axes: Axes) -> None:
-    axes.legend(fontsize="x-small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    legend_below(axes)
 
 
 def _state_title(name: str, t: int, num_steps: int) -> str:

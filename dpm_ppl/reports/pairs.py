@@ -19,8 +19,9 @@ def pair_plot(figure: Any, clouds: Mapping[str, tuple[ArrayLike, str]]) -> dict[
 
     Args:
         figure: Figure or subfigure, to be filled.
-        clouds: By name, points of shape (num_points, *event) and their colour; the last lies on top. Of more than four
-            coordinates the first four are drawn, and the legend says so.
+        clouds: By name, points of shape (num_points, *event) and their colour; the last lies on top. None is drawn with
+            more points than one below it has, which it would hide; of more than four coordinates the first four are
+            drawn. The legend says both. Densities are of all points.
 
     Returns:
         The axes by (row, column), column <= row: coordinate `column` is the abscissa, coordinate `row` the ordinate.
@@ -28,6 +29,7 @@ def pair_plot(figure: Any, clouds: Mapping[str, tuple[ArrayLike, str]]) -> dict[
     flat = {name: np.asarray(x).reshape(len(np.asarray(x)), -1) for name, (x, _) in clouds.items()}
     num_all = next(iter(flat.values())).shape[1]
     num = min(num_all, MOST_COORDINATES)
+    most = np.minimum.accumulate([NUM_POINTS, *map(len, flat.values())])[1:]
     scales = [common_scale([x[:, i] for x in flat.values()]) for i in range(num)]
     grid = figure.subplots(num, num, sharex="col", squeeze=False)
     axes = {}
@@ -38,12 +40,12 @@ def pair_plot(figure: Any, clouds: Mapping[str, tuple[ArrayLike, str]]) -> dict[
         axes[row, column] = place
         place.set_box_aspect(1)
         place.set(xlim=scales[column], xlabel=f"$x_{column + 1}$", ylabel=f"$x_{row + 1}$")
-        for (name, x), (_, color) in zip(flat.items(), clouds.values(), strict=True):
+        for (name, x), (_, color), num_points in zip(flat.items(), clouds.values(), most, strict=True):
             if row == column:
                 bins = np.linspace(*scales[row], 41).tolist()
                 place.hist(x[:, row], bins, density=True, histtype="step", color=color, label=name)
             else:
-                points = x[:NUM_POINTS]
+                points = x[:num_points]
                 style: Any = {"s": 3, "alpha": 0.5, "linewidths": 0, "rasterized": True}
                 place.scatter(points[:, column], points[:, row], color=color, label=name, **style)
         if row == column:
@@ -57,6 +59,8 @@ def pair_plot(figure: Any, clouds: Mapping[str, tuple[ArrayLike, str]]) -> dict[
             place.tick_params(labelleft=False)
             place.set_ylabel("")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    which = f"coordinates 1 to {num} of {num_all}" if num < num_all else None
-    figure.legend(handles, names, loc="upper right", frameon=False, fontsize="small", title=which)
+    which = [f"coordinates 1 to {num} of {num_all}"] if num < num_all else []
+    for (name, x), num_points in zip(flat.items(), most, strict=True):
+        which += [f"{num_points:,} points of {len(x):,} {name}"] if len(x) > num_points else []
+    figure.legend(handles, names, loc="upper right", frameon=False, fontsize="small", title="\n".join(which) or None)
     return axes

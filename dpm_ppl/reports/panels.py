@@ -176,3 +176,14 @@ def common_scale(states: Iterable[ArrayLike], *, symmetric: bool = False) -> tup
         low = -high
     margin = 0.5 if whole else 0.05 * (high - low) or 0.5
     return low - margin, high + margin
+
+
+def legend_below(axes: Axes, *, num_columns: int = 1) -> None:
+    """A legend under the axis, where it covers nothing.
+
+    Args:
+        axes: What it explains.
+        num_columns: Number of columns.
+    """
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": num_columns}
+    axes.legend(fontsize="x-small", frameon=False, **place)

@@ -125,7 +125,7 @@ def fit(
         num_starts: Fits to make at once, by `vmap` on one device, of keys `jax.random.fold_in(key, s)`; the best by
             `validation`, or its losses' last tenth, is returned: `fit(key=result.key, run_dir=...)` keeps it.
         batch_size: Number of data in a batch.
-        num_steps_sampled: Steps per datum whose terms estimate the bound (`dpm_ppl.subsample_steps`); None sums all.
+        num_steps_sampled: Steps per datum whose terms estimate the bound, at most all (`subsample_steps`); None is all.
         weight: What the KL of step t counts, `weight(kernel, t)`, in place of 1: another objective than the bound.
         optimizer: Optax optimiser, which sees the gradient per datum, clipped; by default Adam, its rate falling from
             `learning_rate` to 0 over num_iterations along a cosine, and again over those that a resumed run adds.

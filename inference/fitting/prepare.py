@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from numpyro import handlers
@@ -92,8 +93,8 @@ def prepare(
     Raises:
         TypeError, ValueError: what the program says of itself and the first batch; the data, all of them, are not
             those of its kernel (see `dpm_ppl.diffusion.require_data`); a data plate is of another size than the data;
-            `params` are not the program's; nothing can be learned, the optimiser wants more than the gradient, or a
-            parameter is in the law of draws that no gradient passes through.
+            `params` are not the program's; nothing can be learned, the optimiser wants more than the gradient, the
+            loss of a chain is no sum, or a parameter is in the law of draws that no gradient passes through.
     """
     first = jnp.asarray(0)
     _, x0, _ = batches.draw(batches.source, first, batches.start(batches.source, first))
@@ -143,10 +144,47 @@ def prepare(
     laws = learned_laws(partial(called, guide), svi.get_params(state), x0, *args, besides=read.discrete)
     if laws:
         raise ValueError(f"Expected chains of discrete states whose forward kernel is fixed; {told(laws)}")
+    if read.has_chain:
+        _require_sum(svi, state, x0, args)
     plates, normaliser = _data_plates(read.plates, batches)
     ready = SVI(_fed(model, plates), _fed(guide, plates), optimizer(normaliser), loss)
     ready.constrain_fn = svi.constrain_fn
     return Prepared(ready, state, normaliser, read.has_chain, require_states, begin)
+
+
+def _require_sum(svi: SVI, state: SVIState, x0: Any, args: tuple[Any, ...]) -> None:
+    """Refuses a loss of one's own that is no sum over a chain's terms: with all terms scaled it has to follow a line.
+
+    One that exponentiates log densities does not, and takes terms of the bound for weights of whole trajectories. The
+    scales are powers of two, so that products with them are exact.
+    """
+    if type(svi.loss).__module__.startswith("numpyro."):
+        return
+
+    @jax.jit
+    def losses(scales: Array, params: Any, x0: Any) -> Array:
+        def at(scale: Array) -> Any:
+            model, guide = (handlers.scale(program, scale=scale) for program in (svi.model, svi.guide))
+            return svi.loss.loss(state.rng_key, params, model, guide, x0, *args)
+
+        return jax.lax.map(at, scales)
+
+    with warnings.catch_warnings(action="ignore"):
+        params = {**svi.get_params(state), **(state.mutable_state or {})}
+        values = np.asarray(losses(2.0 ** jnp.arange(-16, 1), params, x0), np.float64)
+    off = np.abs(values[2:] - 3 * values[1:-1] + 2 * values[:-2])  # of L(4s), L(2s), L(s)
+    size = np.abs(values[2:]) + 3 * np.abs(values[1:-1]) + 2 * np.abs(values[:-2])
+    if (off > _LEAST_OFF + _ROUNDING * size).any():
+        raise ValueError(
+            f"Expected a `loss` that is a sum over terms; got {type(svi.loss).__name__}, which is none: with every log "
+            "density scaled by a number it does not follow a line. An importance-weighted bound, say, needs the "
+            "weights of whole trajectories, which fit has not, as subsample_steps reads its chains. Use "
+            "numpyro.infer.SVI on the plain model and guide."
+        )
+
+
+_ROUNDING = 1e-5  # of a loss's size, in single precision
+_LEAST_OFF = 0.02  # nats: less may be what is left of terms that cancel; two particles' weights give 0.26
 
 
 def _require_gradient_alone(optimizer: Any, params: Any) -> None:

@@ -132,15 +132,18 @@ class Likelihood:
             `reverse_cross_entropy` of each reverse step, dims (t,), t = 2..T; and, where trajectories were kept,
             `trajectories`, with `x` of dims (particle, datum, t, event_0, ...), t = 1..T, and `posterior`, with the
             same resampled by their weights: draws of p(x^(1..T)|x^0), dims (chain, draw, datum, t, event_0, ...), as
-            `arviz.summary` and `arviz.plot_trace` expect. `log_likelihood`, with log p(x^0), `psis_estimate`, as `x` of
-            dims (chain, draw, datum), of one draw, the parameters being fitted. Each variable says its units.
+            `arviz.summary` and `arviz.plot_trace` expect; where none were kept, `log_likelihood`, with log p(x^0),
+            `psis_estimate`, as `x` of dims (chain, draw, datum), of one draw, the parameters being fitted. Each
+            variable says its units.
             Particles are independent, so `sample_stats` has no chain. ArviZ 1.x's functions take
             `sample_dims="particle"` (`summary` with `kind="stats"`); 0.23's take
             `sample_stats.rename(particle="draw").expand_dims("chain")`.
 
-            `arviz.loo` needs many draws of the parameters, of which there is one, and stops with an IndexError. Draws
-            of trajectories are no substitute: each tells of its own datum alone, so that leaving that out would be a
-            harmonic mean of likelihoods, which does not converge. `to_elpd` is what it would return, by the weights.
+            `arviz.loo`, and `arviz.compare` of records, need a log likelihood and a posterior of many draws of the
+            parameters, of which there is one; so a record has but one of the two, and they say that the other is
+            missing. Draws of trajectories are no substitute: each tells of its own datum alone, so that leaving that
+            out would be a harmonic mean of likelihoods, which does not converge. `to_elpd` is what `arviz.loo` would
+            return, by the weights.
 
         Raises:
             ValueError: K is not of shape (num_data,).
@@ -322,16 +325,16 @@ def _groups(likelihood: Likelihood, K: ArrayLike | None) -> dict[str, Any]:  # n
             raise ValueError(f"Expected `K` of shape ({num_data},), one for each datum; got {np.shape(K)}.")
         per_datum["K"] = variable("datum", K, "K of Sohl-Dickstein et al. 2015, eq. 14", "nats")
     cross_entropy = variable("t", likelihood.reverse_cross_entropy, "mean of -log p(x^(t-1)|x^t)", "nats")
-    log_prob = variable(
-        ("chain", "draw", "datum"), likelihood.psis_estimate[None, None], "log p(x0), log mean smoothed weight", "nats"
-    )
     groups = {
         "sample_stats": xr.Dataset({"log_weight": log_weight}, particle | datum),
         "likelihood": xr.Dataset(per_datum, datum),
-        "log_likelihood": xr.Dataset({"x": log_prob}, {"chain": [0], "draw": [0], **datum}),
         "steps": xr.Dataset({"reverse_cross_entropy": cross_entropy}, {"t": np.arange(cross_entropy.size) + 2}),
     }
-    if likelihood.trajectories is not None:
+    if likelihood.trajectories is None:
+        at_fit, name = likelihood.psis_estimate[None, None], "log p(x0), log mean smoothed weight"
+        log_prob = variable(("chain", "draw", "datum"), at_fit, name, "nats")
+        groups["log_likelihood"] = xr.Dataset({"x": log_prob}, {"chain": [0], "draw": [0], **datum})
+    else:  # whose draws have no log likelihood of a datum each: ArviZ would take the one for it
         num_kept, _, num_steps, *event = likelihood.trajectories.shape
         dims = ("datum", "t", *dims_of("event", len(event)))
         x = variable(("particle", *dims), likelihood.trajectories, "states x^t of forward trajectories", "1")

@@ -1,6 +1,7 @@
 """A posterior as weighted particles, with its evidence and what tells whether to trust them."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +220,7 @@ class Posterior:
             where they were given. Of a batch each variable has the dim `datum` (after `draw`, `particle` or `t`), and
             with `chains` all but these two have `chain` in front. Each says its units, and a latent variable the name
             that it has in the program: here a slash is a point, and one that is called as a dimension or as another
-            variable has an underscore behind it.
+            variable has an underscore behind it, of which a warning tells.
 
         Raises:
             ValueError: the posterior is of a batch of more than one axis, beside that of `chains`; num is less than 1;
@@ -298,11 +299,19 @@ def _groups(
             array = np.moveaxis(array, num_batch, len(chain))
         return variable((*chain, *([first] if first else []), *datum, *rest), array, name, units)
 
+    num_dims = {name: value.ndim - num_batch - 1 for name, value in posterior.latents.items()}
+    names = free_names(num_dims, taken=[*_OURS, *event])
+    if renamed := {name: new for name, new in names.items() if new != name.replace("/", ".")}:
+        warnings.warn(
+            "Latent variables that are called as a dimension or another variable of the record have other names in it: "
+            f"{', '.join(f'{name} is {new}' for name, new in renamed.items())}.",
+            stacklevel=3,
+        )
+
     def latents(first: str, values: Mapping[str, Array]) -> dict[str, Any]:
-        num_dims = {name: value.ndim - num_batch - 1 for name, value in values.items()}
         return {
             new: of(first, values[name], f"the latent variable {name}", "1", rest=dims_of(new, num_dims[name]))
-            for name, new in free_names(num_dims, taken=[*_OURS, *event]).items()
+            for name, new in names.items()
         }
 
     log_weight = of("particle", posterior.log_weight, "log weight, of any scale", "nats")

@@ -8,11 +8,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
+from numpyro.infer.util import log_density
 
 import dpm_ppl as dpm
 from dpm_ppl.diffusion import require_data, require_laws
 from dpm_ppl.programs import instantiate
 from dpm_ppl.schedules import constant_fraction, linear
+from dpm_ppl.tracing import trace_quietly
 
 GAUSSIAN = dpm.GaussianKernel(linear(4, first=0.2, last=0.9), (2,))
 BERNOULLI = dpm.BernoulliKernel(constant_fraction(4), (3,), 0.2)
@@ -275,6 +278,33 @@ def test_state_written_inside_a_law(name):
         declare()
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_state_that_stays_as_it_is(name):
+    """NumPyro's wrappers of Flax write it back all the same; declared as the error says it is none."""
+    variables = {"params": {"scale": jnp.array([0.5, 2.0])}, "batch_stats": {"mean": jnp.array([1.0, -1.0])}}
+    holder = {"state": variables["batch_stats"]}
+
+    def apply(variables, x):
+        return (x - variables["batch_stats"]["mean"]) * variables["params"]["scale"]
+
+    def wrapped(x, t):
+        y = apply({"params": variables["params"], "batch_stats": holder["state"]}, x)
+        holder["state"] = jax.lax.stop_gradient(holder["state"])
+        return dist.Normal(y, 1.0).to_event(1)
+
+    advice = r"numpyro.param\('net', variables\['params'\]\), and net.apply\({\*\*variables, 'params': params}, x\)"
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be a plain function .*{advice}.*nnx.merge"):
+        _declared(wrapped, name)()
+
+    def definition():
+        params = numpyro.param("net", variables["params"])
+        return _declared(lambda x, t: dist.Normal(apply({**variables, "params": params}, x), 1.0).to_event(1), name)()
+
+    found = instantiate(definition, {"net": {"scale": jnp.array([3.0, 4.0])}})
+    law = {"reverse": found.reverse, "decode": lambda x, t: found.decode(x), "kernel.step": found.kernel.step}[name]
+    np.testing.assert_array_equal(law(jnp.array([2.0, 2.0]), jnp.asarray(2)).mean, [3.0, 12.0])
+
+
 def test_what_a_law_closes_over_is_no_state():
     """Parameters of a program that is traced itself, on shapes or under jit, once and again."""
 
@@ -429,17 +459,60 @@ def in_parts(parts, shape):
             in_parts(lambda a, b: (a, b), (2,)),
             f"`kernel.stationary` to return a NumPyro distribution; got tuple.*{ONE}",
         ),
+        (
+            (GAUSSIAN, BERNOULLI),
+            f"Expected a kernel .*; got a tuple. {ONE}.*a chain each: two statements in one program",
+        ),
+        ({"a": GAUSSIAN, "b": BERNOULLI}, f"Expected a kernel .*; got a dict. {ONE}"),
     ],
 )
 def test_a_kernel_on_several_arrays(kernel, message):
     with pytest.raises(TypeError, match=message):
-        dpm.Diffusion(kernel, kernel.step)
+        dpm.Diffusion(kernel, getattr(kernel, "step", shrink))
 
 
 def test_states_in_several_arrays():
     chain = dpm.Diffusion(GAUSSIAN, shrink)
-    for x0 in ({"a": np.ones((3, 2))}, (np.ones((3, 2)), np.ones((3, 3))), [np.ones((3, 2)), np.ones((3, 3))]):
-        with pytest.raises(TypeError, match=f"numeric array; got {type(x0).__name__}.*{ONE}"):
-            dpm.reverse_chain("x", chain, obs=x0)
+    for x0 in (
+        {"a": np.ones((3, 2))},
+        (np.ones((3, 2)), np.ones((3, 3))),
+        (np.ones((3, 2)), jnp.ones((3, 2))),  # no batch of two
+        [np.ones((3, 2)), np.ones((3, 3))],
+    ):
+        for statement in (dpm.forward_chain, dpm.reverse_chain):
+            with pytest.raises(TypeError, match=f"numeric array; got {type(x0).__name__}.*{ONE}.*two statements"):
+                statement("x", chain, x0)
     with pytest.raises(TypeError, match=f"`reverse` to return a NumPyro distribution; got tuple.*{ONE}"):
         dpm.Diffusion(GAUSSIAN, lambda x, t: (shrink(x, t), shrink(x, t)))
+
+
+def test_parts_with_a_kernel_each_are_two_statements():
+    """As the errors advise: bits given a vector, whose density is the sum of that of the two chains."""
+
+    def bits(c):
+        def reverse(x, t, c):
+            return dist.Bernoulli(jax.nn.sigmoid(x + c[..., :1])).to_event(1)
+
+        return dpm.Diffusion(BERNOULLI, reverse, context=c)
+
+    def model(a, b):
+        with numpyro.plate("data", 3):
+            vector = dpm.reverse_chain("a", dpm.Diffusion(GAUSSIAN, shrink), obs=a)
+            dpm.reverse_chain("b", bits(vector), obs=b)
+
+    def guide(a, b):
+        with numpyro.plate("data", 3):
+            dpm.forward_chain("a", dpm.Diffusion(GAUSSIAN, shrink), a)
+            dpm.forward_chain("b", bits(a), b)
+
+    a, b = np.linspace(-1, 1, 6).reshape(3, 2), np.array([[0, 1, 1], [1, 0, 0], [1, 1, 1]])
+    _, drawn = trace_quietly(guide, a, b)
+    whole = log_density(handlers.replay(model, trace=drawn), (a, b), {}, {})[0]
+    state, code = drawn["a_chain"]["value"], drawn["b_chain"]["value"]
+    alone = (
+        dpm.ReverseChain(dpm.Diffusion(GAUSSIAN, shrink)).log_prob(state).sum()
+        + dpm.ReverseChain(bits(a).of_batch((3,))).log_prob(code).sum()
+        + GAUSSIAN.step(state[:, 0], 1).log_prob(a).sum()
+        + BERNOULLI.step(code[:, 0], 1).log_prob(b).sum()
+    )
+    np.testing.assert_allclose(whole, alone, rtol=1e-6)

@@ -10,7 +10,7 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import kl_divergence
 from numpyro.infer import MCMC, NUTS, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from numpyro.infer.elbo import ELBO
+from numpyro.infer.elbo import ELBO, get_nonreparam_deps
 from numpyro.primitives import Messenger
 
 import dpm_ppl as dpm
@@ -276,9 +276,22 @@ def test_bad_sizes():
     ):
         with pytest.raises(error, match=message):
             dpm.subsample_steps(model, size=size)
-    for program in (model, guide):
-        with pytest.raises(ValueError, match=r"`size` of subsample_steps to be at most T - 1 = 3; got 4"):
-            handlers.seed(dpm.subsample_steps(program, size=4), 0)(X0)
+
+
+@pytest.mark.parametrize("closed_forms", [True, False])
+def test_more_steps_than_there_are_is_all_of_them(closed_forms):
+    """So that of chains of several lengths the short ones are summed, and the long ones sampled."""
+
+    def diffusion():
+        if closed_forms:
+            return SHORT.diffusion()
+        return SHORT.with_kernel(WithoutClosedForms(SHORT.diffusion().kernel))
+
+    losses = {
+        size: loss_of(TraceMeanField_ELBO(), subsampled(dpm.single_chain(diffusion), size), SHORT.params, X0)
+        for size in (2, 4, 1000, None)
+    }
+    assert losses[4] == losses[1000] == losses[None] != losses[2]
 
 
 def traced_loss(model, guide):
@@ -439,8 +452,11 @@ def test_losses_that_are_no_sum_of_terms():
     gaussian, bits = (subsampled(dpm.single_chain(o.diffusion), 2) for o in (SHORT, BITS))
     with pytest.raises(ValueError, match="a sum over terms .* got RenyiELBO.* plain model and guide"):
         loss_of(RenyiELBO(num_particles=2), gaussian, SHORT.params, X0)
-    with pytest.raises(ValueError, match="continuous states, .*for TraceGraph_ELBO .* plain model and guide"):
+    refused = "continuous states, .*for TraceGraph_ELBO or TraceEnum_ELBO .* plain model and guide"
+    with pytest.raises(ValueError, match=refused):
         loss_of(TraceGraph_ELBO(), bits, BITS.params, ALL)
+    with pytest.raises(ValueError, match=refused):  # as TraceEnum_ELBO begins, before it asks for funsor
+        get_nonreparam_deps(*bits, (ALL,), {}, BITS.params)
     # of continuous states it is the stock sum: the score has nothing to add
     graph, plain = (loss_of(elbo, gaussian, SHORT.params, X0) for elbo in (TraceGraph_ELBO(), Trace_ELBO()))
     np.testing.assert_allclose(graph, plain, rtol=1e-12)

@@ -61,6 +61,44 @@ def test_vmap_over_diffusions():
     assert together.has_fixed_last_step
 
 
+RATES = jnp.stack([BETA, BETA / 2])
+
+
+def scanned(made):
+    """The mean of a step of each of two diffusions that a vmap made."""
+    x, t = jnp.array([[1.0, -2.0], [0.5, 3.0]]), jnp.array([2, 3])
+    return jax.lax.scan(lambda carry, of: (carry, of.reverse(x, t).mean), 0, jax.vmap(made)(RATES))[1]
+
+
+@pytest.mark.parametrize("law", ["a method", "a partial"])
+def test_a_law_that_is_a_pytree_outlives_what_made_it(law):
+    def made(beta):
+        kernel = GaussianKernel(beta, (2,))
+        reverse = jax.tree_util.Partial(lambda kernel, x, t: kernel.step(x, t), kernel)
+        return dpm.Diffusion(kernel, kernel.step if law == "a method" else reverse)
+
+    x, t = np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([2, 3])
+    expected = [np.sqrt(1 - np.asarray(beta)[t - 1])[:, None] * x for beta in RATES]
+    np.testing.assert_allclose(scanned(made), expected, rtol=1e-12)
+    first, second = (jax.tree.structure(made(jnp.asarray(BETA))) for _ in range(2))
+    assert law == "a partial" or first == second  # a method is another object each time it is named
+
+
+def test_a_law_that_closes_over_what_is_gone():
+    """It was JAX's error, that something leaked."""
+
+    def made(beta):
+        return dpm.Diffusion(GaussianKernel(beta, (2,)), lambda x, t: GaussianKernel(beta, (2,)).step(x, t))
+
+    lost = "holds all that its laws depend on.*such as jax.vmap or jit.*the value is lost.*context.*Partial"
+    with pytest.raises(ValueError, match=lost):
+        scanned(made)
+    with pytest.raises(ValueError, match=lost):
+        jax.jit(made)(RATES[0]).reverse(jnp.ones((1, 2)), jnp.array([2]))
+    inside = jax.vmap(lambda beta: made(beta).reverse(jnp.ones((1, 2)), jnp.array([2])).mean)(RATES)
+    np.testing.assert_allclose(inside[:, 0, 0], np.sqrt(1 - np.asarray(RATES)[:, 1]), rtol=1e-12)
+
+
 def test_what_is_no_array_tells_objects_apart():
     """The same function and numbers make the same kind of object; others another, which JAX then compiles anew."""
     kernel = KERNELS["gaussian"]

@@ -1,9 +1,11 @@
 """What is said of a fit to an array is of data that it has not seen; else it says that it has."""
 
 import json
+import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import jax
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from dpm_ppl.commands.held_out import split
 from dpm_ppl.commands.run import open_run
 from dpm_ppl.programs import program_of
+from dpm_ppl.reports.fit import report
 from tests.command_line import GAUSSIAN, dpm
 from tests.dpm_ppl.commands.test_fit import assert_error
 
@@ -78,6 +81,13 @@ def test_an_evaluation_is_of_the_data_that_the_fit_did_not_see(tmp_path):
     run = open_run(tmp_path / "run")
     fitted, evaluated = split(run.program, run.data, share=0.1, seed=3)
     np.testing.assert_array_equal(run.evaluated.data, evaluated.data)
+
+    given = {"source": run.data, "about": {"data": "held-out data"}, "key": jax.random.key(0)}
+    fit = SimpleNamespace(params=run.params, losses=np.ones(9))
+    figure = report(run.program, evaluated.data, fit, **given)[1]()  # the figure is of all data, and says both
+    assert re.search(r"bits per datum, on 20 held-out data\nshown: all 200 data of the program$", figure.get_suptitle())
+    shown = np.asarray(figure.axes[0].collections[0].get_offsets())
+    np.testing.assert_allclose(np.sort(shown, 0), np.sort(run.data, 0), rtol=1e-6)
     assert len(fitted) == 180
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["data"].startswith("float64[180, 2]")

@@ -7,7 +7,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from dpm_ppl.inference import dissipated_work
-from dpm_ppl.reports.evaluation_figure import BOUNDS, draw_entropy_production, draw_estimates, draw_khat, draw_work
+from dpm_ppl.reports.evaluation_figure import (
+    BOUNDS,
+    draw_entropy_production,
+    draw_estimates,
+    draw_khat,
+    draw_work,
+    evaluation_figure,
+)
 
 
 def lines(axes):
@@ -95,3 +102,16 @@ def test_entropy_panel_without_bounds_or_steps():
     draw_entropy_production(axes, np.array([1.0, 2.0]))
     np.testing.assert_allclose(axes.lines[0].get_ydata(), np.array([1.0, 2.0]) / np.log(2))
     draw_entropy_production(Figure().subplots(), np.zeros(0))
+
+
+@pytest.mark.parametrize("is_chain", [True, False])
+def test_no_legend_covers_what_it_explains(records, is_chain):
+    likelihood, simulated = records
+    of_chain = (simulated, dissipated_work(simulated)) if is_chain else ()
+    figure = evaluation_figure(likelihood, *of_chain, entropy_limit=-1.5)
+    figure.draw_without_rendering()
+    with_legend = [axes for axes in figure.axes if axes.get_legend()]
+    assert len(with_legend) == (3 if is_chain else 2)
+    for axes in with_legend:
+        place = axes.get_legend().get_window_extent()
+        assert 0 <= place.y0 < place.y1 < axes.bbox.y0

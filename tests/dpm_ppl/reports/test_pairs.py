@@ -30,6 +30,20 @@ def test_every_two_coordinates_of_every_cloud():
     assert [grid[row, 0].get_ylabel() for row in (1, 2)] == ["$x_2$", "$x_3$"]
 
 
+def test_a_cloud_hides_none_below_it():
+    """Of 300 samples on 20 data 20 are drawn; a prior behind a posterior keeps its points."""
+    for below, above, drawn, told in ((20, 300, 20, "20 points of 300 samples"), (300, 20, 20, "")):
+        figure = Figure()
+        x = {"data": (helix(below), "blue"), "samples": (helix(above), "red")}
+        clouds = pair_plot(figure, x)[1, 0].collections
+        assert [len(cloud.get_offsets()) for cloud in clouds] == [below, drawn]
+        np.testing.assert_allclose(clouds[1].get_offsets(), x["samples"][0][:drawn, :2])
+        assert figure.legends[0].get_title().get_text() == told
+    grid = pair_plot(Figure(), {"data": (helix(20), "blue"), "samples": (helix(4000), "red")})
+    outline = grid[0, 0].patches[1].get_path().vertices
+    assert len(np.unique(outline[:, 1])) > 30  # the density is of all
+
+
 def test_the_diagonal_is_the_density_of_a_coordinate():
     x = helix(4000)
     grid = pair_plot(Figure(), {"data": (x, "blue")})

@@ -1,11 +1,16 @@
 """From a program and its data to stock SVI."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro import handlers
+from numpyro.infer import Trace_ELBO
+from numpyro.infer.elbo import ELBO
+from numpyro.infer.util import log_density
 
 import dpm_ppl as dpm
 from tests.inference.fitting.test_fits import BETA, DATA, cosine, diffusion, small
@@ -75,6 +80,51 @@ def test_a_program_without_parameters():
 def test_an_optimizer_with_a_line_search():
     with pytest.raises(ValueError, match="by the gradient alone; .*'grad' and 'value_fn'.*such as optax.adam"):
         small(optimizer=optax.lbfgs())
+
+
+class Weighted(ELBO):
+    """An importance-weighted bound by hand, of the batch or of each particle's sum."""
+
+    def loss(self, rng_key, param_map, model, guide, *args):
+        def log_weight(key):
+            keys = jax.random.split(key)
+            log_q, drawn = log_density(handlers.seed(guide, keys[0]), args, {}, param_map)
+            replayed = handlers.replay(handlers.seed(model, keys[1]), trace=drawn)
+            return log_density(replayed, args, {}, param_map)[0] - log_q
+
+        log_weights = jax.vmap(log_weight)(jax.random.split(rng_key, self.num_particles))
+        return -(jax.nn.logsumexp(log_weights) - jnp.log(self.num_particles))
+
+
+class Regularised(Trace_ELBO):
+    """A sum over terms, and what has none of them."""
+
+    def loss(self, rng_key, param_map, *args):
+        return 0.5 * super().loss(rng_key, param_map, *args) + 30.0 * jnp.sum(param_map["shift"] ** 2 + 1)
+
+
+@pytest.mark.parametrize("num_steps_sampled", [2, None])
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_a_loss_that_is_no_sum_over_terms(num_steps_sampled, batch_size):
+    """Of terms of the bound it makes a number that looks the better the more particles it takes."""
+    options = {"num_iterations": 2, "num_steps_sampled": num_steps_sampled, "batch_size": batch_size}
+    with pytest.raises(ValueError, match="`loss` that is a sum over terms; got Weighted.* weights of whole traj.*SVI"):
+        small(loss=Weighted(num_particles=2), **options)
+    for loss in (Weighted(num_particles=1), Regularised(), Trace_ELBO(num_particles=2)):
+        assert np.isfinite(small(loss=loss, **options).losses).all()
+
+
+def test_a_program_without_a_chain_may_be_weighted():
+    def model(x0):
+        with numpyro.plate("data", len(x0)):
+            z = numpyro.sample("z", dist.Normal(numpyro.param("mean", jnp.zeros(())), 1))
+            numpyro.sample("x", dist.Normal(z, 1), obs=x0[:, 0])
+
+    def guide(x0):
+        with numpyro.plate("data", len(x0)):
+            numpyro.sample("z", dist.Normal(0.5 * x0[:, 0], 1))
+
+    assert np.isfinite(small(model=model, guide=guide, loss=Weighted(num_particles=3), num_iterations=2).losses).all()
 
 
 def test_a_chain_as_prior_fits_without_a_warning():

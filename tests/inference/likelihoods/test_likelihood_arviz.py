@@ -25,7 +25,7 @@ def groups(data) -> dict[str, xr.Dataset]:
 def check(data, likelihood):
     """Everything that `likelihood` knows stands where it should, with its units."""
     found = groups(data)
-    assert set(found) == {"sample_stats", "likelihood", "log_likelihood", "steps", "trajectories", "posterior"}
+    assert set(found) == {"sample_stats", "likelihood", "steps", "trajectories", "posterior"}
     log_weight = found["sample_stats"]["log_weight"]
     assert log_weight.dims == ("particle", "datum")
     np.testing.assert_array_equal(log_weight, likelihood.log_weight)
@@ -48,9 +48,6 @@ def check(data, likelihood):
     assert x.dims == ("particle", "datum", "t", "event_0")
     assert list(x.t) == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(x, likelihood.trajectories)
-    log_prob = found["log_likelihood"]["x"]
-    assert log_prob.dims == ("chain", "draw", "datum")
-    np.testing.assert_array_equal(log_prob[0, 0], likelihood.psis_estimate)
     assert found["posterior"]["x"].dims == ("chain", "draw", "datum", "t", "event_0")
     assert data.attrs["inference_library"] == "dpm_ppl"
 
@@ -60,6 +57,9 @@ def test_arviz_holds_all_that_is_known(likelihood):
     without = groups(Likelihood(likelihood.log_weight, likelihood.reverse_cross_entropy).to_arviz())
     assert set(without) == {"sample_stats", "likelihood", "log_likelihood", "steps"}
     assert "K" not in without["likelihood"]
+    log_prob = without["log_likelihood"]["x"]
+    assert log_prob.dims == ("chain", "draw", "datum")
+    np.testing.assert_array_equal(log_prob[0, 0], likelihood.psis_estimate)
 
 
 def test_draws_of_trajectories_follow_the_weights():
@@ -178,9 +178,13 @@ def test_arviz_compares_two_programs_on_the_same_data(likelihood):
 
 
 def test_loo_needs_draws_of_the_parameters(likelihood):
-    """As `to_arviz` says; `to_elpd` is what it would return."""
-    with pytest.raises(IndexError):
-        az.loo(likelihood.to_arviz())
+    """It says what there is none of; `to_elpd` is what it would return."""
+    without = Likelihood(likelihood.log_weight, likelihood.reverse_cross_entropy)
+    for record, missing in ((likelihood, "log likelihood not found"), (without, "extract a posterior group")):
+        with pytest.raises(TypeError, match=missing):
+            az.loo(record.to_arviz())
+        with pytest.raises(TypeError, match="ELPD"):
+            az.compare({"one": record.to_arviz(), "other": record.to_arviz()})
 
 
 @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")

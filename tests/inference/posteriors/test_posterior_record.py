@@ -145,8 +145,13 @@ def test_latent_variables_may_be_called_as_dimensions_and_as_each_other(tmp_path
     x = RNG.normal(size=(len(names), 40, 3))
     values = {n: jnp.asarray(v[:, 0] if n in ("sigma_0", "draw") else v) for n, v in zip(names, x, strict=True)}
     posterior = Posterior(**{**vars(made(40)), "latents": values})
-    posterior.save(tmp_path / "posterior.nc")
-    for data in (posterior.to_arviz(), az.from_netcdf(str(tmp_path / "posterior.nc"))):
+    renamed = r"other names in it: draw is draw_, chain is chain_, .*event is event_, sigma is sigma_, a\.b is a\.b_\.$"
+    with pytest.warns(UserWarning, match=renamed) as told:
+        posterior.save(tmp_path / "posterior.nc")
+    with pytest.warns(UserWarning, match=renamed) as told_too:
+        direct = posterior.to_arviz()
+    assert [warning.filename for warning in (*told, *told_too)] == [__file__, __file__]
+    for data in (direct, az.from_netcdf(str(tmp_path / "posterior.nc"))):
         found = groups(data)
         for group in ("posterior", "particles"):
             said = {v.attrs["long_name"].removeprefix("the latent variable "): v for v in found[group].values()}
