@@ -31,7 +31,7 @@ def drawn_beside(data: Any, *, name: str = "data") -> Any:
         return data
     parts = data if isinstance(data, dict) else dict(enumerate(data))
     laws = {part: value for part, value in parts.items() if isinstance(value, dist.Distribution)}
-    arrays = {part: np.asarray(value) for part, value in parts.items() if part not in laws}
+    arrays = {part: _as_array(value) for part, value in parts.items() if part not in laws}
     for part, array in arrays.items():
         if array.dtype == object or array.ndim == 0:
             raise TypeError(
@@ -59,6 +59,10 @@ def drawn_beside(data: Any, *, name: str = "data") -> Any:
     return drawn if isinstance(data, dict) else tuple(drawn.values())
 
 
+def _as_array(value: Any) -> Any:
+    return value if isinstance(value, np.memmap) else np.asarray(value)  # which would have it read as a whole
+
+
 def num_data_of(data: Any) -> int | None:
     """Number of data in arrays; None of a distribution, of which there is no end."""
     if isinstance(data, dist.Distribution):
@@ -84,7 +88,7 @@ def fresh_data(data: Any, *, key: Array, num_data: int) -> Any:
         if num_all <= num_data:
             return jax.tree.map(jnp.asarray, data)
         rows = np.asarray(jax.random.permutation(key, num_all)[:num_data])
-        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[rows]), data)  # of a mapped file the rows alone
+        return jax.tree.map(lambda leaf: jnp.asarray(_taken(leaf, rows)), data)
     listed = valid_sequences(data)
     if listed is not None and np.ptp(listed[1]) < 1e-6:
         num_each = max(1, round(num_data / len(listed[0])))
@@ -151,7 +155,12 @@ def draw(data: Any, *, key: Array, num_data: int) -> Any:
     if num_all is None:
         return jax.jit(lambda key: data.sample(key, (num_data,)))(key)
     rows = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist()).permutation(num_all)
-    return as_now(jax.tree.map(lambda leaf: np.asarray(leaf)[rows[:num_data]], data))
+    return as_now(jax.tree.map(lambda leaf: _taken(leaf, rows[:num_data]), data))
+
+
+def _taken(leaf: Any, rows: np.ndarray) -> Any:
+    """Rows of an array; of a mapped file those alone."""
+    return leaf[rows] if hasattr(leaf, "shape") else np.asarray(leaf)[rows]
 
 
 def as_now(tree: Any) -> Any:

@@ -22,6 +22,29 @@ class Indexed(Protocol):
         """Their rows at an array of indices, in ascending order: an array, or a tuple or dictionary of arrays."""
 
 
+class Rows:
+    """Some rows of data on disk, which stay there.
+
+    Args:
+        of: A memory-mapped array, or another with a shape and an index.
+        rows: Which, ascending, shape (num_rows,).
+    """
+
+    def __init__(self, of: Any, rows: np.ndarray) -> None:
+        self.of, self.rows = of, rows
+        self.shape, self.dtype, self.ndim = (len(rows), *of.shape[1:]), of.dtype, of.ndim
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        return self.of[(self.rows[first], *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001, as NumPy calls it
+        return np.asarray(self.of[self.rows], dtype)
+
+
 Resident = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
 """Data in memory."""
 
@@ -139,6 +162,7 @@ def _give_back(source: Any) -> None:
 
     A private mapping is left as it is: what was written into it is nowhere else.
     """
+    source = source.of if isinstance(source, Rows) else source
     mapping = getattr(source, "_mmap", None)
     if isinstance(source, np.memmap) and source.mode != "c" and isinstance(mapping, mmap.mmap):
         if hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from dpm_ppl.data import num_data_of
+from dpm_ppl.inference.sources import Rows
 from dpm_ppl.programs import Program
 
 FEWEST = 20  # of fewer data none are kept back
@@ -17,7 +18,8 @@ class Evaluated:
     """Data to evaluate on.
 
     Args:
-        data: A distribution, or an array of shape (num_data, *event), or a tuple or dictionary of arrays.
+        data: A distribution, or an array of shape (num_data, *event), or a tuple or dictionary of arrays; of a mapped
+            file, `Rows` that are read as they are needed.
         called: What they are, in words: "fresh data", "held-out data" or "training data".
     """
 
@@ -48,7 +50,8 @@ def split(program: Program, data: Any, *, share: float, seed: int) -> tuple[Any,
     if num_data < FEWEST or num_kept == 0:
         return data, Evaluated(data, "training data")
     order = np.random.default_rng(seed).permutation(num_data)
-    fitted, kept = (
-        jax.tree.map(lambda leaf, rows=rows: leaf[np.sort(rows)], data) for rows in (order[num_kept:], order[:num_kept])
-    )
-    return fitted, Evaluated(kept, "held-out data")
+
+    def rows(of: np.ndarray) -> Any:
+        return jax.tree.map(lambda leaf: Rows(leaf, of) if isinstance(leaf, np.memmap) else leaf[of], data)
+
+    return rows(np.sort(order[num_kept:])), Evaluated(rows(np.sort(order[:num_kept])), "held-out data")

@@ -121,3 +121,16 @@ def test_parts_stay_together(kind):
 def test_what_cannot_be_read(data, error, message):
     with pytest.raises(error, match=message):
         list(sources.in_order(data, 10))
+
+
+def test_rows_of_a_source_are_one(tmp_path):
+    written = np.memmap(tmp_path / "data", DATA.dtype, "w+", shape=DATA.shape)
+    written[:] = DATA
+    some = sources.Rows(written, np.array([2, 3, 7, 11]))
+    assert sources.is_source(some)
+    assert (len(some), some.shape, some.dtype, np.ndim(some)) == (4, (4, *DATA.shape[1:]), DATA.dtype, DATA.ndim)
+    np.testing.assert_array_equal(sources.rows_at(some, np.array([3, 0]), 4), DATA[[11, 2]])
+    np.testing.assert_array_equal(some[1:3], DATA[[3, 7]])
+    np.testing.assert_array_equal(some[1], DATA[3])
+    np.testing.assert_array_equal(some[[0, 2], 1], DATA[[2, 7], 1])
+    np.testing.assert_array_equal(np.asarray(some), DATA[[2, 3, 7, 11]])

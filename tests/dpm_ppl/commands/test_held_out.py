@@ -12,6 +12,7 @@ import pytest
 
 from dpm_ppl.commands.held_out import split
 from dpm_ppl.commands.run import open_run
+from dpm_ppl.inference.sources import Rows
 from dpm_ppl.programs import program_of
 from dpm_ppl.reports.fit import report
 from tests.command_line import GAUSSIAN, dpm
@@ -48,6 +49,46 @@ def test_parts_are_kept_back_together():
     for some in (fitted, evaluated.data):
         np.testing.assert_array_equal(some["x0"], ROWS[some["c"]])
     np.testing.assert_array_equal(np.sort(np.concatenate([fitted["c"], evaluated.data["c"]])), data["c"])
+
+
+def test_rows_of_a_mapped_file_stay_there(tmp_path):
+    written = np.lib.format.open_memmap(tmp_path / "x0.npy", "w+", np.float64, ROWS.shape)
+    written[:] = ROWS
+    mapped = {"c": np.arange(60), "x0": np.load(tmp_path / "x0.npy", mmap_mode="r")}
+    some, same = parts(mapped), parts({"c": np.arange(60), "x0": ROWS})
+    for one, other in ((some[0], same[0]), (some[1].data, same[1].data)):
+        np.testing.assert_array_equal(one["c"], other["c"])
+        assert isinstance(one["x0"], Rows)
+        assert one["x0"].of is mapped["x0"]
+        np.testing.assert_array_equal(one["x0"], other["x0"])
+
+
+def test_a_mapped_file_is_fitted_and_evaluated_as_an_array_is(tmp_path, monkeypatch):
+    """And what is fitted is never read as a whole."""
+    whole = Rows.__array__
+
+    def of_few(self, *args, **options):
+        return whole(self, *args, **options) if len(self) == 50 else pytest.fail("read as a whole")
+
+    np.save(tmp_path / "x0.npy", np.random.default_rng(1).normal(size=(200, 2)))
+    load = f"np.load({str(tmp_path / 'x0.npy')!r}, mmap_mode={{mode}})"
+    for name, mode in (("mapped", "'r'"), ("array", "None")):
+        text = (
+            GAUSSIAN.replace("def data():", "def unused():") + f"\ndef data():\n    return {load.format(mode=mode)}\n"
+        )
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(Rows, "__array__", of_few)
+    figures = {}
+    for name in ("mapped", "array"):
+        done = dpm("fit", tmp_path / f"{name}.py", "--run-dir", tmp_path / name, "--held-out", 0.25, "--iterations", 12)
+        assert done.exit_code == 0, done.output
+        figures[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert figures["mapped"]["num_data"] == 50
+    for name, value in figures["array"].items():
+        if isinstance(value, float) and name != "seconds":
+            assert figures["mapped"][name] == pytest.approx(value, rel=1e-9), name
+    losses = [(tmp_path / name / "metrics.csv").read_text().splitlines()[-1].split(",")[2] for name in figures]
+    assert losses[0] == losses[1]
 
 
 def test_what_is_not_kept_back_is_called_what_it_is():
