@@ -3,7 +3,8 @@
 `fits.fit` is where to start. It checks its options, draws `batches` from the data or has `reading` read them, has
 `prepare` run the program once and make it ready for stock SVI, and lets `loop` do the iterations, which `runs` keeps on
 disk and reads back; several at once are `starts`. Between chunks `watch` looks at the fit: `validation`, and lines of
-`metrics`. `shards` splits parameters over devices, and `processes` keeps several processes together.
+`metrics`. `optimiser` makes the steps, `shards` splits parameters over devices, and `processes` keeps several processes
+together.
 """
 
 from dpm_ppl.inference.fitting.fits import Fit, fit

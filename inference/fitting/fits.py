@@ -7,12 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
@@ -30,6 +28,7 @@ from dpm_ppl.inference.fitting import runs
 from dpm_ppl.inference.fitting.batches import Batches, Data, batches_of
 from dpm_ppl.inference.fitting.loop import Carry, Done, Keep, advance, compile_loop, compiling, start
 from dpm_ppl.inference.fitting.metrics import Metrics
+from dpm_ppl.inference.fitting.optimiser import Steps, rate_ends
 from dpm_ppl.inference.fitting.prepare import Prepared, prepare
 from dpm_ppl.inference.fitting.processes import require_alike, writes
 from dpm_ppl.inference.fitting.shards import Rule, placement
@@ -37,8 +36,6 @@ from dpm_ppl.inference.fitting.starts import fit_starts, scores, start_key
 from dpm_ppl.inference.fitting.validation import Validated, describe, nothing_validated, validator
 from dpm_ppl.inference.fitting.watch import Watch
 from dpm_ppl.inference.sources import Resident, Source, described
-
-_FIRST_END = "num_iterations of the default optimizer"
 
 
 @dataclass(frozen=True)
@@ -251,8 +248,8 @@ class _Options:
             )
         spread_over(self.mesh, everywhere=True)
 
-    def settings(self, batches: Batches, ends: list[int]) -> dict[str, Any]:
-        """What a run must keep to be continued exactly; JSON. `ends` is where the default optimiser's rate is 0."""
+    def settings(self, batches: Batches, steps: Steps) -> dict[str, Any]:
+        """What a run must keep to be continued exactly; JSON."""
         settings: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_steps_sampled": None if self.num_steps_sampled is None else int(self.num_steps_sampled),
@@ -266,30 +263,7 @@ class _Options:
         }
         if self.weight is not None:
             settings["weight"] = getattr(self.weight, "__name__", type(self.weight).__name__)
-        if self.optimizer is None:
-            settings[_FIRST_END] = ends[0]
-            settings["learning_rate"] = float(self.learning_rate)
-        return settings
-
-    def chained(self, normaliser: int, *, ends: list[int]) -> optax.GradientTransformation:
-        """The optimiser behind the gradient per datum, clipped; its state ends with that gradient's norm."""
-        clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
-        optimizer = optax.adam(self.rates(ends)) if self.optimizer is None else self.optimizer
-        return _norm_kept(optax.chain(optax.scale(1 / normaliser), clip, optimizer), normaliser)
-
-    def rate(self, ends: list[int], position: int, optimizer_state: Any) -> float:
-        """The learning rate of the last of `position` iterations; NaN where an optimiser of one's own keeps it."""
-        if self.optimizer is None:
-            return float(self.rates(ends)(max(position - 1, 0)))
-        found = optax.tree.get_all_with_path(optimizer_state, "learning_rate")
-        injected = [value for path, value in found if "hyperparams'" in f"{path}'" and np.ndim(value) == 0]
-        return float(injected[0]) if len(injected) == 1 else math.nan
-
-    def rates(self, ends: list[int]) -> optax.Schedule:
-        """From the first rate to 0, from each end to the next."""
-        lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-        falls = [optax.cosine_decay_schedule(self.learning_rate, length) for length in lengths]
-        return falls[0] if len(falls) == 1 else optax.join_schedules(falls, ends[:-1])
+        return settings | steps.settings
 
 
 def _run(options: _Options) -> Fit:
@@ -301,8 +275,9 @@ def _run(options: _Options) -> Fit:
     init_key, batch_key, noise_key = jax.random.split(options.key, 3)
     batches = batches_of(options.data, batch_size=options.batch_size, key=batch_key)
     path = None if options.run_dir is None else runs.open_run(options.run_dir, resume=options.resume)
-    ends = _ends(path, options.num_iterations)
-    given = {"key": init_key, "loss": options.loss, "optimizer": partial(options.chained, ends=ends)}
+    ends = rate_ends(path, options.num_iterations)
+    steps = Steps(options.optimizer, options.learning_rate, options.clip_norm, tuple(ends))
+    given = {"key": init_key, "loss": options.loss, "optimizer": steps.of}
     prepared = prepare(sampled_model, sampled_guide, batches, options.args, params=options.params, **given)
     if options.num_starts > 1:
         return _best_of(options, prepared, batches)
@@ -312,7 +287,7 @@ def _run(options: _Options) -> Fit:
     svi, carry, keep, metrics = prepared.svi, start(prepared.svi, prepared.state), None, None
     done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
     placed = placement(spread, options.shard, carry, carry.average)
-    settings = {**options.settings(batches, ends), "parameters": runs.kinds(carry.average)}
+    settings = {**options.settings(batches, steps), "parameters": runs.kinds(carry.average)}
     about = {
         **settings,
         "num_iterations": options.num_iterations,
@@ -345,7 +320,7 @@ def _run(options: _Options) -> Fit:
         patience=options.patience,
         callback=None if callback is None else lambda done: callback(_so_far(svi, done, options.key, spread=spread)),
         metrics=metrics,
-        rate=partial(options.rate, ends),
+        rate=steps.rate,
     )
     if done.position < options.num_iterations:
         with compiling(progress=options.progress and is_writer):
@@ -439,38 +414,6 @@ def _validate(options: _Options, prepared: Prepared, spread: Spread, key: Array)
         error.add_note("This is of the `validation` data, which have to be of the kind of `data`.")
         raise
     return validate
-
-
-def _norm_kept(optimizer: optax.GradientTransformation, normaliser: int) -> optax.GradientTransformation:
-    """A chain of transformations that keeps the norm of the last gradient per datum at the end of its state."""
-
-    def init(params: Any) -> tuple[Any, ...]:
-        return (*optimizer.init(params), jnp.zeros(()))
-
-    def update(gradient: Any, state: tuple[Any, ...], params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:
-        norm = (optax.tree.norm(gradient) / normaliser).astype(state[-1].dtype)
-        updates, state = optax.with_extra_args_support(optimizer).update(gradient, state[:-1], params, **extra)
-        return updates, (*state, norm)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _ends(path: Path | None, num_iterations: int) -> list[int]:
-    """Where the default optimiser's rate is 0: where the run in a directory was to end before, and where it now is."""
-    if path is None or not (path / runs.FILE).exists():
-        return [num_iterations]
-    run = runs.read_run(path)
-    if _FIRST_END not in run["settings"]:
-        return [num_iterations]  # a run with another optimiser
-    ends = [run["settings"][_FIRST_END], *run.get("restarts", [])]
-    while ends[1:] and runs.newest_position(path) <= ends[-2]:
-        ends.pop()  # of which no iteration is kept
-    if num_iterations < ends[-1]:
-        raise ValueError(
-            f"Expected `num_iterations` of at least {ends[-1]}, at which the learning rate of the run in {path} ends; "
-            f"got {num_iterations}."
-        )
-    return ends if num_iterations == ends[-1] else [*ends, num_iterations]
 
 
 def _restored(path: Path, start: Done, key: Array, num_iterations: int, *, validation: str | None) -> Done:
