@@ -16,6 +16,7 @@ from dpm_ppl.commands.errors import clear_errors
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import split
+from dpm_ppl.commands.images import save_strips, with_grids
 from dpm_ppl.commands.pretrained import how_made, require_fitted_here, take
 from dpm_ppl.data import draw, num_data_of
 from dpm_ppl.inference.fitting import runs
@@ -45,7 +46,7 @@ def fit(
     ] = False,
     devices: Devices = None,
 ) -> None:
-    """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
+    """Fit a program by SVI; then write metrics.json, figure.png and of images strips.png, and print the bound."""
     from dpm_ppl.reports.fit import report, table
 
     with clear_errors(), on(devices):
@@ -91,7 +92,7 @@ def fit(
                     resume=resume,
                     fingerprint=noted,
                     files=files,
-                    **recipe,
+                    **with_grids(recipe, program, data, run_dir, key=jax.random.fold_in(evaluation_key, 1)),
                 )
             about = {
                 "model": Path(noted["model"]).name,
@@ -105,6 +106,8 @@ def fit(
             write_json(run_dir / "metrics.json", figures)
             typer.echo(table(figures))
             written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
+            strips_key = jax.random.fold_in(evaluation_key, 2)
+            written += save_strips(run_dir, program, evaluated.data, fitted.params, key=strips_key)
             typer.echo(", ".join(map(str, written)))
         except KeyboardInterrupt:
             again = ["dpm", "fit", model, "--run-dir", str(run_dir), "--seed", str(seed), "--resume"]
