@@ -41,6 +41,29 @@ def residual_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, var
     return _normal(kernel, (x - mean) * keep + mean, jax.nn.sigmoid(raised))
 
 
+def shifted_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, variance: Array) -> dist.Distribution:
+    """Diagonal normal of the paper's reference code: mean x sqrt(1 - beta_t) + z sqrt(beta_t).
+
+    The z that brings a state back to its datum is at most of the noise's size in units of its deviation, at every step.
+    That of `residual_normal` grows as 2 / sqrt(1 - alpha_bar_t): at fine schedules no network begins near it.
+
+    Args:
+        kernel: Gaussian kernel.
+        x: State x^t.
+        t: Step.
+        mean: Network output z, shape (*batch, *event).
+        variance: Network output z_Sigma, shape (*batch, *event); the variance is sigmoid(z_Sigma + logit beta_t).
+
+    Returns:
+        Diagonal normal, event shape (*event); at z = z_Sigma = 0 it is the forward kernel `step(x, t)`.
+
+    Source: the code that Sohl-Dickstein et al. published with their paper of 2015; the variance is eq. 64.
+    """
+    beta = _per_event(kernel, kernel.beta, t)
+    mean = jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * mean
+    return _normal(kernel, mean, jax.nn.sigmoid(variance + logit(beta)))
+
+
 def noise_normal(
     kernel: GaussianKernel, x: Array, t: Array, noise: Array, *, variance: Array | None = None
 ) -> dist.Distribution:
@@ -161,6 +184,46 @@ def data_from_velocity(kernel: GaussianKernel, x: Array, t: Array, velocity: Arr
     """
     signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
     return jnp.sqrt(signal) * x - jnp.sqrt(noise) * velocity
+
+
+def spike_and_slab(kernel: GaussianKernel, x: Array, t: Array, *, spike: float, share: float) -> tuple[Array, Array]:
+    """Mean and variance of x^0 given x^t, of coordinates by themselves of which a share has one and the same value.
+
+    So are the pixels of drawings, most of which are black. A coordinate is `spike` with probability `share`, else
+    normal, such that its mean is 0 and its variance 1.
+
+    Args:
+        kernel: Gaussian kernel.
+        x: State x^t.
+        t: Step.
+        spike: The value.
+        share: Its probability, in [0, 1), and share spike^2 < 1 - share; at 0 coordinates are standard normal.
+
+    Returns:
+        Mean and variance, shape (*batch, *event): with share 0 they are sqrt(alpha_bar_t) x and 1 - alpha_bar_t.
+
+    Raises:
+        ValueError: there is no such normal.
+
+    Source: Mitchell and Beauchamp 1988 (the prior); Bayes' rule.
+    """
+    if not (0 <= share < 1 and share * spike**2 < 1 - share):
+        raise ValueError(
+            "Expected a `share` in [0, 1) with share spike^2 < 1 - share, so that the rest has a variance; got "
+            f"share={share} and spike={spike}."
+        )
+    centre = -share * spike / (1 - share)
+    width = (1 - share * spike**2) / (1 - share) - centre**2  # the variance of the rest
+    signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
+    root, spread = jnp.sqrt(signal), signal * width + noise
+    mean = centre + root * width / spread * (x - root * centre)
+    variance = jnp.broadcast_to(width * noise / spread, mean.shape)
+    if share == 0:
+        return mean, variance
+    evidence = jnp.log(noise / spread) + (x - root * spike) ** 2 / noise - (x - root * centre) ** 2 / spread
+    rest = jax.nn.sigmoid(np.log((1 - share) / share) + 0.5 * evidence)
+    between = rest * (1 - rest) * (mean - spike) ** 2
+    return spike + rest * (mean - spike), rest * variance + between
 
 
 def residual_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:

@@ -19,6 +19,8 @@ from dpm_ppl.outputs import (
     noise_weight,
     residual_bernoulli,
     residual_normal,
+    shifted_normal,
+    spike_and_slab,
 )
 from dpm_ppl.schedules import constant_fraction, linear
 
@@ -142,7 +144,85 @@ def test_residual_normal_has_finite_gradients_also_at_the_end(t):
         np.testing.assert_allclose(gradients[2], 0.0, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shifted_normal_of_zero_is_the_kernel(shape):
+    kernel, x = gaussian(shape), batch(shape)
+    assert_same_normal(shifted_normal(kernel, x, STEPS, 0 * x, 0 * x), kernel.step(x, STEPS))
+
+
+def test_shifted_normal_is_the_reference_codes():
+    """Sigma = sigmoid(z_Sigma + logit beta), mu = x sqrt(1 - beta) + z sqrt(beta)."""
+    kernel, x, z, z_sigma = gaussian((3,)), batch((3,)), batch((3,)), batch((3,))
+    beta = per_event(kernel.beta, (3,))
+    mean, scale = parts(shifted_normal(kernel, x, STEPS, z, z_sigma))
+    np.testing.assert_allclose(mean, x * np.sqrt(1 - beta) + z * np.sqrt(beta), rtol=1e-10)
+    np.testing.assert_allclose(scale**2, 1 / (1 + np.exp(-(z_sigma + np.log(beta / (1 - beta))))), rtol=1e-10)
+
+
+def test_a_shift_that_finds_the_datum_is_small_at_every_step():
+    """Of a state at its marginal's deviation: what each mean lacks at z = 0, over what a unit of z moves it."""
+    kernel, t = dpm.GaussianKernel(linear(1000), ()), np.arange(2, 1001)
+    x0, signal = 1.3, np.asarray(kernel.alpha_bar)[t]
+    x = np.sqrt(signal) * x0 + np.sqrt(1 - signal)
+    one = np.ones_like(x)
+    lacking = kernel.posterior(x0 * one, x, t).mean - kernel.step(x, t).mean
+    needed = {}
+    for law in (shifted_normal, residual_normal):
+        at_zero, at_one = (law(kernel, x, t, z * one, 0 * one).mean for z in (0, 1))
+        needed[law] = np.abs(lacking / (at_one - at_zero))
+    assert needed[shifted_normal].max() < 1.5
+    assert needed[residual_normal].max() > 100
+    np.testing.assert_allclose(needed[residual_normal][0], 2 / np.sqrt(1 - signal[0]), rtol=0.05)
+
+
 # Predictions of the noise and of the data
+
+
+@pytest.mark.parametrize(("spike", "share"), [(-0.4, 0.8), (0.9, 0.3), (0.7, 0.0)])
+def test_spike_and_slab_is_bayes_rule(spike, share):
+    """Against sums over a grid of the normal part and the spike beside it; of mean 0 and variance 1 as a prior."""
+    kernel, x = gaussian((3,)), batch((3,))
+    centre = -share * spike / (1 - share)
+    width = np.sqrt((1 - share * spike**2) / (1 - share) - centre**2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    values = np.append(spike, centre + width * nodes)
+    prior = np.append(share, (1 - share) * weights / weights.sum())
+    np.testing.assert_allclose([prior @ values, prior @ values**2], [0, 1], atol=1e-12)
+    found = spike_and_slab(kernel, x, STEPS, spike=spike, share=share)
+    for i, t in enumerate(STEPS[:, 0]):
+        signal = np.asarray(kernel.alpha_bar)[t]
+        likelihood = np.exp(-0.5 * (x[..., None] - np.sqrt(signal) * values) ** 2 / (1 - signal))
+        posterior = prior * likelihood / (prior * likelihood).sum(-1, keepdims=True)
+        mean = posterior @ values
+        np.testing.assert_allclose(found[0][i], mean, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(found[1][i], posterior @ values**2 - mean**2, rtol=1e-6)
+        if share == 0:
+            np.testing.assert_allclose(found[0][i], np.sqrt(signal) * x, rtol=1e-12)
+            np.testing.assert_allclose(found[1][i], np.full_like(x, 1 - signal), rtol=1e-12)
+
+
+def test_spike_and_slab_is_finite_and_sure_at_fine_steps_in_single_precision():
+    """Of noise of a two-hundredth, states at the spike are known to be there, and others to be where they are."""
+    with jax.enable_x64(False):
+        kernel = dpm.GaussianKernel(jnp.asarray([4.5e-5, 1e-5]), ())
+
+        @jax.jit
+        def at(x):
+            return spike_and_slab(kernel, x, jnp.asarray(1), spike=-0.42, share=0.8)
+
+        x = jnp.asarray([-0.42, -0.3, 2.8, -40.0, 40.0])
+        mean, variance = at(x)
+        gradients = jax.vmap(jax.grad(lambda x: at(x)[0] + at(x)[1]))(x)
+    np.testing.assert_allclose(mean[:3], x[:3], atol=1e-3)
+    assert variance[0] < 1e-6
+    np.testing.assert_allclose(variance[1:], 4.5e-5, rtol=2e-3)
+    assert np.isfinite(gradients).all()
+
+
+@pytest.mark.parametrize(("spike", "share"), [(0.0, 1.0), (0.0, -0.1), (0.6, 0.8)])
+def test_a_spike_that_leaves_no_normal_is_refused(spike, share):
+    with pytest.raises(ValueError, match=rf"got share={share} and spike={spike}"):
+        spike_and_slab(gaussian(()), batch(()), 2, spike=spike, share=share)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -44,6 +44,21 @@ def test_where_the_network_says_nothing_steps_are_bayes_rule_for_white_noise(sma
     np.testing.assert_allclose(found[1], np.broadcast_to(beta, x.shape), rtol=1e-5)
 
 
+def test_where_the_network_says_nothing_a_share_of_the_pixels_is_black():
+    """The steps are then those of such pixels by themselves: the mean by Bayes' rule, its variance beside the noise."""
+    options = {"first": 3.0, "num_steps": T, "widths": (8, 8)}
+    definition = mnist.of_images(*SHAPE, scale=LEVELS, black=0.2, **options)
+    diffusion = instantiate(definition, start(definition))
+    x, t = jnp.asarray(np.random.default_rng(3).normal(size=(T - 1, 2, *SHAPE))), jnp.arange(2, T + 1)[:, None]
+    black = float(LEVELS.centre(np.zeros(1, int))[0])
+    x0, variance = dpm.outputs.spike_and_slab(diffusion.kernel, x, t, spike=black, share=0.2)
+    expected = diffusion.kernel.posterior(x0, x, t)
+    from_data, _, certain = diffusion.kernel.posterior_coefficients(t)
+    found = diffusion.reverse(x, t)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.variance, certain + from_data**2 * variance, rtol=1e-5)
+
+
 def test_the_last_step_is_a_law_of_levels(small):
     """Over the middles of all levels each pixel's probabilities sum to one, by the deviation of x^0 given x^1 alone."""
     definition, params = small[1]
@@ -72,9 +87,10 @@ def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-def test_the_scale_is_that_of_the_training_images():
+def test_the_scale_and_the_share_of_black_are_those_of_the_training_images():
     scale = dpm.datasets.mnist().scale
     assert (mnist.SCALE.shift, mnist.SCALE.width) == pytest.approx((scale.shift, scale.width), rel=1e-6)
+    assert np.mean(dpm.datasets.mnist().train == 0) == pytest.approx(mnist.BLACK, abs=0.005)
 
 
 @pytest.mark.data
