@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from dpm_ppl.commands.files import save_figure
 from dpm_ppl.data import draw, fresh_data
+from dpm_ppl.diffusion import Diffusion
 from dpm_ppl.inference import Fit
 from dpm_ppl.parts import Parts, parts_of, rows_of
 from dpm_ppl.programs import Program
-from dpm_ppl.tracing import trace_quietly
+from dpm_ppl.tracing import trace_shapes
 
 SHARE = 0.05
 """Of the time of a fit, what its grids may take."""
@@ -46,10 +47,14 @@ def with_grids(recipe: Mapping[str, Any], program: Program, data: Any, run_dir: 
         run_dir: Where grids go, `samples-000500.png` after 500 iterations.
         key: Random key: each grid starts from the same noise, beside the same data.
     """
-    parts = parts_of(program, data)
-    if not _is_of_images(parts, data):
+    try:
+        parts = parts_of(program, data)
+        if not _is_of_images(parts, data):
+            return dict(recipe)
+        grids, own = Grids(program, parts, data, run_dir, key=key), recipe.get("callback")
+    except Exception as error:  # which the fit may do without, or will tell better
+        _warn("no", error)
         return dict(recipe)
-    grids, own = Grids(program, parts, data, run_dir, key=key), recipe.get("callback")
 
     def callback(fitted: Fit) -> None:
         grids(fitted)
@@ -89,10 +94,13 @@ def _is_of_images(parts: Parts, data: Any) -> bool:
 
 def _chain(parts: Parts, data: Any) -> tuple[tuple[int, ...], int, constraints.Constraint]:
     """Event shape, number of steps and support of a program's chain, whatever its parameters."""
+
+    def read(diffusion: Diffusion, _: Any) -> Any:
+        return diffusion.event_shape, diffusion.num_steps, diffusion.kernel.stationary().support
+
     definition: Any = parts.definition
     given = parts.beside_batch(draw(data, key=jax.random.key(0), num_data=1) if parts.given else None)
-    diffusion = trace_quietly(definition, *given.values())[0]
-    return diffusion.event_shape, diffusion.num_steps, diffusion.kernel.stationary().support
+    return trace_shapes(read, definition, *given.values())
 
 
 class Grids:
@@ -132,8 +140,7 @@ class Grids:
                 self._save(samples, fitted.num_iterations)
         except Exception as error:  # of the program's laws, the figure or the disk
             self.failed = True
-            said = " ".join(str(error).split())
-            self._say(f"Warning: no more grids of samples, as drawing one failed ({type(error).__name__}: {said}).")
+            _warn("no more", error)
         self.spent += time.perf_counter() - began
 
     def _samples(self, params: Any, *, until: float) -> np.ndarray | None:
@@ -158,7 +165,8 @@ class Grids:
             drawn = save_figure(path, partial(samples_figure, samples, support=self.support, x0=self.x0, title=title))
         self.failed = not drawn
 
-    @staticmethod
-    def _say(text: str) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
-            typer.echo(text, err=True)
+
+def _warn(which: str, error: Exception) -> None:
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    with tqdm.external_write_mode(file=sys.stderr):
+        typer.echo(f"Warning: {which} grids of samples, as drawing one failed ({said}).", err=True)

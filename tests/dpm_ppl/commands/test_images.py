@@ -71,7 +71,7 @@ def test_strips_are_written_at_the_end(page, tmp_path):
     assert picture.shape[1] > picture.shape[0] > 200
 
 
-@pytest.mark.parametrize("what", ["law", "figure", "disk"])
+@pytest.mark.parametrize("what", ["start", "law", "figure", "disk"])
 def test_a_grid_that_fails_is_said_once_and_costs_no_fit(page, tmp_path, monkeypatch, what):
     from dpm_ppl.reports import samples
 
@@ -82,7 +82,9 @@ def test_a_grid_that_fails_is_said_once_and_costs_no_fit(page, tmp_path, monkeyp
         raise OSError("disk full")
 
     monkeypatch.setattr(images, "SHARE", 1e6)
-    if what == "law":
+    if what == "start":
+        monkeypatch.setattr(images, "Grids", broken)
+    elif what == "law":
         monkeypatch.setattr(images.Grids, "_samples", broken)
     elif what == "figure":
         monkeypatch.setattr(samples, "samples_figure", broken)
