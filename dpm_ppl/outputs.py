@@ -212,18 +212,18 @@ def spike_and_slab(kernel: GaussianKernel, x: Array, t: Array, *, spike: float, 
             "Expected a `share` in [0, 1) with share spike^2 < 1 - share, so that the rest has a variance; got "
             f"share={share} and spike={spike}."
         )
+    signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
+    root = jnp.sqrt(signal)
+    if share == 0:
+        return root * x, jnp.broadcast_to(noise, jnp.shape(root * x))
     centre = -share * spike / (1 - share)
     width = (1 - share * spike**2) / (1 - share) - centre**2  # the variance of the rest
-    signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
-    root, spread = jnp.sqrt(signal), signal * width + noise
+    spread = signal * width + noise
     mean = centre + root * width / spread * (x - root * centre)
-    variance = jnp.broadcast_to(width * noise / spread, mean.shape)
-    if share == 0:
-        return mean, variance
     evidence = jnp.log(noise / spread) + (x - root * spike) ** 2 / noise - (x - root * centre) ** 2 / spread
     rest = jax.nn.sigmoid(np.log((1 - share) / share) + 0.5 * evidence)
     between = rest * (1 - rest) * (mean - spike) ** 2
-    return spike + rest * (mean - spike), rest * variance + between
+    return spike + rest * (mean - spike), rest * width * noise / spread + between
 
 
 def residual_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:
