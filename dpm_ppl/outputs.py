@@ -4,6 +4,7 @@ In each, `kernel` is the forward kernel, `x` the state x^t of shape (*batch, *ev
 against batch.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -186,44 +187,42 @@ def data_from_velocity(kernel: GaussianKernel, x: Array, t: Array, velocity: Arr
     return jnp.sqrt(signal) * x - jnp.sqrt(noise) * velocity
 
 
-def spike_and_slab(kernel: GaussianKernel, x: Array, t: Array, *, spike: float, share: float) -> tuple[Array, Array]:
-    """Mean and variance of x^0 given x^t, of coordinates by themselves of which a share has one and the same value.
+def mixture_moments(
+    kernel: GaussianKernel, x: Array, t: Array, mixture: Sequence[tuple[float, float, float]]
+) -> tuple[Array, Array]:
+    """Mean and variance of x^0 given x^t, of coordinates by themselves whose law is a mixture of normals.
 
-    So are the pixels of drawings, most of which are black. A coordinate is `spike` with probability `share`, else
-    normal, such that its mean is 0 and its variance 1.
+    So are the pixels of drawings: most are black, many white, and the rest in between.
 
     Args:
         kernel: Gaussian kernel.
         x: State x^t.
         t: Step.
-        spike: The value.
-        share: Its probability, in [0, 1), and share spike^2 < 1 - share; at 0 coordinates are standard normal.
+        mixture: Weight, mean and standard deviation of each normal; a deviation of 0 is a single value.
 
     Returns:
-        Mean and variance, shape (*batch, *event): with share 0 they are sqrt(alpha_bar_t) x and 1 - alpha_bar_t.
+        Mean and variance, shape (*batch, *event): of one standard normal sqrt(alpha_bar_t) x and 1 - alpha_bar_t.
 
     Raises:
-        ValueError: there is no such normal.
+        ValueError: weights are not positive or do not add up to 1, or a deviation is negative.
 
-    Source: Mitchell and Beauchamp 1988 (the prior); Bayes' rule.
+    Source: Bayes' rule, within each normal and between them.
     """
-    if not (0 <= share < 1 and share * spike**2 < 1 - share):
+    weight, centre, deviation = np.asarray(mixture, float).T
+    if not ((weight > 0).all() and abs(weight.sum() - 1) < 1e-6 and (deviation >= 0).all()):
         raise ValueError(
-            "Expected a `share` in [0, 1) with share spike^2 < 1 - share, so that the rest has a variance; got "
-            f"share={share} and spike={spike}."
+            f"Expected `mixture` to hold positive weights that add up to 1, means and deviations; got {mixture}."
         )
     signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
-    root = jnp.sqrt(signal)
-    if share == 0:
-        return root * x, jnp.broadcast_to(noise, jnp.shape(root * x))
-    centre = -share * spike / (1 - share)
-    width = (1 - share * spike**2) / (1 - share) - centre**2  # the variance of the rest
-    spread = signal * width + noise
-    mean = centre + root * width / spread * (x - root * centre)
-    evidence = jnp.log(noise / spread) + (x - root * spike) ** 2 / noise - (x - root * centre) ** 2 / spread
-    rest = jax.nn.sigmoid(np.log((1 - share) / share) + 0.5 * evidence)
-    between = rest * (1 - rest) * (mean - spike) ** 2
-    return spike + rest * (mean - spike), rest * width * noise / spread + between
+    root, each = jnp.sqrt(signal), []
+    for w, m, s in zip(weight, centre, deviation, strict=True):
+        spread, off = signal * s**2 + noise, x - root * m
+        log_joint = np.log(w) - 0.5 * (jnp.log(spread) + off**2 / spread)
+        each.append((log_joint, m + root * s**2 / spread * off, s**2 * noise / spread + 0 * off))
+    log_joint, means, variances = map(jnp.stack, zip(*each, strict=True))
+    share = jax.nn.softmax(log_joint, 0)
+    mean = jnp.sum(share * means, 0)
+    return mean, jnp.sum(share * (variances + (means - mean) ** 2), 0)
 
 
 def residual_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:

@@ -15,7 +15,8 @@ from dpm_ppl.datasets import Scale
 from dpm_ppl.diffusion import Definition
 
 NUM_STEPS, FIRST, LAST, WIDTHS = 1000, 10.0, -8.0, (48, 96)
-SCALE, BLACK = Scale(33.832771, 78.590674), 0.81  # of the training images: `dpm.datasets.mnist().scale`, share of black
+SCALE = Scale(33.832771, 78.590674)  # `dpm.datasets.mnist().scale`; below, black, white, grey: share, mean, deviation
+PIXELS = ((0.809, -0.424, 0.0), (0.070, 2.798, 0.011), (0.121, 1.215, 1.027))
 
 recipe = {"num_iterations": 2_500, "batch_size": 64, "num_steps_sampled": 2, "ema_decay": 0.995}
 
@@ -36,14 +37,13 @@ def of_images(
     first: float = FIRST,
     num_steps: int = NUM_STEPS,
     widths: tuple[int, int] = WIDTHS,
-    black: float = 0.0,
+    pixels: tuple[tuple[float, float, float], ...] = ((1.0, 0.0, 1.0),),
 ) -> Definition:
     """A chain of images on real numbers; with the scale of their levels, its last step is over these.
 
     x^1 is to be less than a level from x^0: the log-SNR `first` says how near, in units of the data. Where the network
-    says nothing, pixels are independent, a share `black` of them black and the rest normal.
+    says nothing, `pixels` are independent of this mixture of normals.
     """
-    spike = 0.0 if scale is None else (0.5 - scale.shift) / scale.width
 
     def diffusion() -> dpm.Diffusion:
         beta = dpm.schedules.learned_log_snr("log_snr", num_steps, first=first, last=LAST)
@@ -53,15 +53,15 @@ def of_images(
 
         def predicted(x: Array, t: Array) -> tuple[Array, Array, Array]:
             velocity, log_scale = jnp.moveaxis(net(x, t), -1, 0)
-            x0, variance = dpm.outputs.spike_and_slab(kernel, x, t, spike=spike, share=black)
+            x0, variance = dpm.outputs.mixture_moments(kernel, x, t, pixels)
             noise = kernel.one_minus_alpha_bar[t].reshape(t.shape + (1,) * len(event_shape))
             return x0 - jnp.sqrt(noise) * velocity, variance, log_scale
 
         def reverse(x: Array, t: Array) -> dist.Distribution:
             x0, variance, log_scale = predicted(x, t)
             from_data, _, certain = kernel.posterior_coefficients(t)
-            variance = certain + from_data**2 * variance * jnp.exp(2 * log_scale)
-            return dpm.outputs.data_normal(kernel, x, t, x0, variance=variance)
+            spread = certain + from_data**2 * variance * jnp.exp(2 * log_scale)
+            return dpm.outputs.data_normal(kernel, x, t, x0, variance=spread)
 
         if scale is None:
             return dpm.Diffusion(kernel, reverse)
@@ -76,5 +76,5 @@ def of_images(
     return diffusion
 
 
-diffusion = of_images(28, 28, scale=SCALE, black=BLACK)
+diffusion = of_images(28, 28, scale=SCALE, pixels=PIXELS)
 model, guide = dpm.single_chain(diffusion)

@@ -15,12 +15,12 @@ from dpm_ppl.outputs import (
     data_from_velocity,
     data_normal,
     full_normal,
+    mixture_moments,
     noise_normal,
     noise_weight,
     residual_bernoulli,
     residual_normal,
     shifted_normal,
-    spike_and_slab,
 )
 from dpm_ppl.schedules import constant_fraction, linear
 
@@ -178,17 +178,21 @@ def test_a_shift_that_finds_the_datum_is_small_at_every_step():
 # Predictions of the noise and of the data
 
 
-@pytest.mark.parametrize(("spike", "share"), [(-0.4, 0.8), (0.9, 0.3), (0.7, 0.0)])
-def test_spike_and_slab_is_bayes_rule(spike, share):
-    """Against sums over a grid of the normal part and the spike beside it; of mean 0 and variance 1 as a prior."""
+MIXTURES = [
+    ((0.8, -0.4, 0.0), (0.2, 1.6, 0.7)),
+    ((0.5, 0.3, 0.1), (0.3, 2.0, 0.0), (0.2, -1.0, 1.2)),
+    ((1.0, 0.0, 1.0),),
+]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=len)
+def test_mixture_moments_are_bayes_rule(mixture):
+    """Against sums over the nodes of a quadrature of each normal."""
     kernel, x = gaussian((3,)), batch((3,))
-    centre = -share * spike / (1 - share)
-    width = np.sqrt((1 - share * spike**2) / (1 - share) - centre**2)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    values = np.append(spike, centre + width * nodes)
-    prior = np.append(share, (1 - share) * weights / weights.sum())
-    np.testing.assert_allclose([prior @ values, prior @ values**2], [0, 1], atol=1e-12)
-    found = spike_and_slab(kernel, x, STEPS, spike=spike, share=share)
+    nodes, shares = np.polynomial.hermite_e.hermegauss(80)
+    values = np.concatenate([m + s * nodes for _, m, s in mixture])
+    prior = np.concatenate([w * shares / shares.sum() for w, _, _ in mixture])
+    found = mixture_moments(kernel, x, STEPS, mixture)
     for i, t in enumerate(STEPS[:, 0]):
         signal = np.asarray(kernel.alpha_bar)[t]
         likelihood = np.exp(-0.5 * (x[..., None] - np.sqrt(signal) * values) ** 2 / (1 - signal))
@@ -196,19 +200,19 @@ def test_spike_and_slab_is_bayes_rule(spike, share):
         mean = posterior @ values
         np.testing.assert_allclose(found[0][i], mean, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(found[1][i], posterior @ values**2 - mean**2, rtol=1e-6)
-        if share == 0:
+        if len(mixture) == 1:
             np.testing.assert_allclose(found[0][i], np.sqrt(signal) * x, rtol=1e-12)
             np.testing.assert_allclose(found[1][i], np.full_like(x, 1 - signal), rtol=1e-12)
 
 
-def test_spike_and_slab_is_finite_and_sure_at_fine_steps_in_single_precision():
-    """Of noise of a two-hundredth, states at the spike are known to be there, and others to be where they are."""
+def test_mixture_moments_are_finite_and_sure_at_fine_steps_in_single_precision():
+    """Of noise of a 150th, states at a single value are known to be there, and others to be where they are."""
     with jax.enable_x64(False):
         kernel = dpm.GaussianKernel(jnp.asarray([4.5e-5, 1e-5]), ())
 
         @jax.jit
         def at(x):
-            return spike_and_slab(kernel, x, jnp.asarray(1), spike=-0.42, share=0.8)
+            return mixture_moments(kernel, x, jnp.asarray(1), ((0.8, -0.42, 0.0), (0.2, 1.7, 1.1)))
 
         x = jnp.asarray([-0.42, -0.3, 2.8, -40.0, 40.0])
         mean, variance = at(x)
@@ -219,10 +223,12 @@ def test_spike_and_slab_is_finite_and_sure_at_fine_steps_in_single_precision():
     assert np.isfinite(gradients).all()
 
 
-@pytest.mark.parametrize(("spike", "share"), [(0.0, 1.0), (0.0, -0.1), (0.6, 0.8)])
-def test_a_spike_that_leaves_no_normal_is_refused(spike, share):
-    with pytest.raises(ValueError, match=rf"got share={share} and spike={spike}"):
-        spike_and_slab(gaussian(()), batch(()), 2, spike=spike, share=share)
+@pytest.mark.parametrize(
+    "mixture", [((1.0, 0.0, -0.1),), ((0.5, 0.0, 1.0), (0.4, 0.0, 1.0)), ((0.0, 1.0, 1.0), (1.0, 0.0, 1.0))]
+)
+def test_what_is_no_mixture_is_refused(mixture):
+    with pytest.raises(ValueError, match=r"positive weights that add up to 1.*got \(\("):
+        mixture_moments(gaussian(()), batch(()), 2, mixture)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
