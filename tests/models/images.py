@@ -58,9 +58,7 @@ def learns(name, *, num_iterations=200, num_data=16):
     floor = independent_log_prob(np.asarray(x0), held_out, levels_of=getattr(data, "levels_of", None))
     gap = elbo - floor
     error = gap.std(ddof=1) / np.sqrt(num_data)
-    print(
-        f"{name}: {elbo.mean():.1f} nats, the floor of these {floor.mean():.1f}; above it {gap.mean():.1f} ± {error:.1f}"
-    )
+    print(f"{name}: {elbo.mean():.1f} nats an image, {gap.mean():.1f} ± {error:.1f} above the floor")
     assert gap.mean() > 3 * error
 
 
