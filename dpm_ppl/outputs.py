@@ -4,6 +4,7 @@ In each, `kernel` is the forward kernel, `x` the state x^t of shape (*batch, *ev
 against batch.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -39,6 +40,29 @@ def residual_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, var
     raised = variance + logit(_per_event(kernel, kernel.beta, t))
     keep = jnp.exp(0.5 * log_sigmoid(-raised))  # sqrt(1 - Sigma), also where Sigma = 1
     return _normal(kernel, (x - mean) * keep + mean, jax.nn.sigmoid(raised))
+
+
+def shifted_normal(kernel: GaussianKernel, x: Array, t: Array, mean: Array, variance: Array) -> dist.Distribution:
+    """Diagonal normal of the paper's reference code: mean x sqrt(1 - beta_t) + z sqrt(beta_t).
+
+    The z that brings a state back to its datum is at most of the noise's size in units of its deviation, at every step.
+    That of `residual_normal` grows as 2 / sqrt(1 - alpha_bar_t): at fine schedules no network begins near it.
+
+    Args:
+        kernel: Gaussian kernel.
+        x: State x^t.
+        t: Step.
+        mean: Network output z, shape (*batch, *event).
+        variance: Network output z_Sigma, shape (*batch, *event); the variance is sigmoid(z_Sigma + logit beta_t).
+
+    Returns:
+        Diagonal normal, event shape (*event); at z = z_Sigma = 0 it is the forward kernel `step(x, t)`.
+
+    Source: the code that Sohl-Dickstein et al. published with their paper of 2015; the variance is eq. 64.
+    """
+    beta = _per_event(kernel, kernel.beta, t)
+    mean = jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * mean
+    return _normal(kernel, mean, jax.nn.sigmoid(variance + logit(beta)))
 
 
 def noise_normal(
@@ -161,6 +185,44 @@ def data_from_velocity(kernel: GaussianKernel, x: Array, t: Array, velocity: Arr
     """
     signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
     return jnp.sqrt(signal) * x - jnp.sqrt(noise) * velocity
+
+
+def mixture_moments(
+    kernel: GaussianKernel, x: Array, t: Array, mixture: Sequence[tuple[float, float, float]]
+) -> tuple[Array, Array]:
+    """Mean and variance of x^0 given x^t, of coordinates by themselves whose law is a mixture of normals.
+
+    So are the pixels of drawings: most are black, many white, and the rest in between.
+
+    Args:
+        kernel: Gaussian kernel.
+        x: State x^t.
+        t: Step.
+        mixture: Weight, mean and standard deviation of each normal; a deviation of 0 is a single value.
+
+    Returns:
+        Mean and variance, shape (*batch, *event): of one standard normal sqrt(alpha_bar_t) x and 1 - alpha_bar_t.
+
+    Raises:
+        ValueError: weights are not positive or do not add up to 1, or a deviation is negative.
+
+    Source: Bayes' rule, within each normal and between them.
+    """
+    weight, centre, deviation = np.asarray(mixture, float).T
+    if not ((weight > 0).all() and abs(weight.sum() - 1) < 1e-6 and (deviation >= 0).all()):
+        raise ValueError(
+            f"Expected `mixture` to hold positive weights that add up to 1, means and deviations; got {mixture}."
+        )
+    signal, noise = (_per_event(kernel, a[1:], t) for a in (kernel.alpha_bar, kernel.one_minus_alpha_bar))
+    root, each = jnp.sqrt(signal), []
+    for w, m, s in zip(weight, centre, deviation, strict=True):
+        spread, off = signal * s**2 + noise, x - root * m
+        log_joint = np.log(w) - 0.5 * (jnp.log(spread) + off**2 / spread)
+        each.append((log_joint, m + root * s**2 / spread * off, s**2 * noise / spread + 0 * off))
+    log_joint, means, variances = map(jnp.stack, zip(*each, strict=True))
+    share = jax.nn.softmax(log_joint, 0)
+    mean = jnp.sum(share * means, 0)
+    return mean, jnp.sum(share * (variances + (means - mean) ** 2), 0)
 
 
 def residual_bernoulli(kernel: BernoulliKernel, x: Array, t: Array, logits: Array) -> dist.Distribution:

@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 import dpm_ppl as dpm
 from dpm_ppl.models.mnist_2015 import of_images
 
-recipe = {"num_iterations": 4_000, "batch_size": 32, "num_steps_sampled": 2, "learning_rate": 1e-3, "ema_decay": 0.995}
+recipe = {"num_iterations": 4_000, "batch_size": 32, "num_steps_sampled": 2, "learning_rate": 5e-3, "ema_decay": 0.995}
 
 
 def data() -> dist.Distribution:

@@ -17,6 +17,7 @@ from dpm_ppl.commands.files import save_figure
 from dpm_ppl.commands.find import load
 from dpm_ppl.commands.held_out import Evaluated, split
 from dpm_ppl.commands.hosts import Coordinator, NumProcesses, ProcessId, part, together
+from dpm_ppl.commands.images import save_strips, with_grids
 from dpm_ppl.commands.pretrained import how_made, require_fitted_here, take
 from dpm_ppl.data import num_data_of
 from dpm_ppl.inference.fitting import runs
@@ -47,7 +48,7 @@ def fit(
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
 ) -> None:
-    """Fit a program by SVI; then write metrics.json and figure.png, and print the bound."""
+    """Fit a program by SVI; then write metrics.json, figure.png and of images strips.png, and print the bound."""
     here = (coordinator, num_processes, process_id)
     with clear_errors(), together(*here) as first, clear_errors(), on(devices):
         say = typer.echo if first else _silent
@@ -95,7 +96,9 @@ def fit(
                     resume=resume,
                     fingerprint=noted,
                     files=files,
-                    **recipe,
+                    **with_grids(
+                        recipe, program, data, run_dir, key=jax.random.fold_in(evaluation_key, 1), draws=first
+                    ),
                 )
             part()
             if first:
@@ -137,6 +140,7 @@ def _tell(
     write_json(run_dir / "metrics.json", figures)
     typer.echo(table(figures))
     written = [run_dir / "metrics.json", *save_figure(run_dir / "figure.png", draw)]
+    written += save_strips(run_dir, program, evaluated.data, fitted.params, key=jax.random.fold_in(key, 2))
     typer.echo(", ".join(map(str, written)))
 
 

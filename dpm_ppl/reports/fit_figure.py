@@ -20,9 +20,11 @@ from dpm_ppl.reports.panels import (
     MODEL,
     caption,
     common_scale,
+    display_range,
     draw_states,
     hues,
     is_cloud,
+    is_image,
     is_label,
     is_plane,
     is_sequence,
@@ -108,6 +110,8 @@ def _draw_chains(
     shape, support = diffusion.event_shape, diffusion.kernel.stationary().support
     plane = is_plane(shape, support)
     scale = common_scale([*forward.values(), *reverse.values()], symmetric=plane)
+    if is_image(shape):
+        scale = display_range(forward[0])
     grid = figure.subplots(num_rows, len(times), sharex=True, sharey=True, squeeze=False)
     for row, states, name, color in ((grid[0], forward, "Forward", DATA), (grid[1], reverse, "Reverse", MODEL)):
         hue = hues(states[0], forward[0]) if plane or is_cloud(shape, support) else None

@@ -112,7 +112,7 @@ def draw_states(
     elif is_sequence(event_shape, support):
         _draw_sequences(axes, flat[:NUM_ROWS], scale)
     elif is_image(event_shape):
-        axes.imshow(tiled(x), cmap="gray", vmin=scale[0], vmax=scale[1], interpolation="nearest")
+        axes.imshow(tiled(x, scale=scale), cmap="gray", vmin=scale[0], vmax=scale[1], interpolation="nearest")
         axes.set_axis_off()
     elif is_label(event_shape, support):
         states, counts = np.unique(flat, return_counts=True)
@@ -142,19 +142,38 @@ def _draw_sequences(axes: Axes, rows: np.ndarray, scale: tuple[float, float]) ->
     axes.set(xlabel="place", ylabel="sequence")
 
 
-def tiled(images: np.ndarray) -> np.ndarray:
-    """Up to 64 images of shape (num_images, H, W[, C]) as one square mosaic, with a white pixel between."""
+def tiled(images: np.ndarray, *, scale: tuple[float, float]) -> np.ndarray:
+    """Up to 64 images of shape (num_images, H, W[, C]) as one square mosaic, with a white pixel between.
+
+    Args:
+        images: The images.
+        scale: What is black and what is white. Of three channels the mosaic is in 0 to 1, cut off there, and else as
+            the images are.
+    """
     images = images[:64].astype(float)
     images = images[..., None] if images.ndim == 3 else images
-    side = math.ceil(math.sqrt(len(images)))
-    low, high = images.min(), images.max()
-    images = (images - low) / (high - low) if images.shape[-1] == 3 and high > low else images
+    side, (low, high) = math.ceil(math.sqrt(len(images))), scale
+    images = np.clip((images - low) / (high - low), 0, 1) if images.shape[-1] == 3 else images
     fill = 1.0 if images.shape[-1] == 3 else high
     images = np.pad(images, [(0, side**2 - len(images)), (0, 1), (0, 1), (0, 0)], constant_values=fill)
     height, width, channels = images.shape[1:]
     mosaic = images.reshape(side, side, height, width, channels).swapaxes(1, 2)
     mosaic = mosaic.reshape(side * height, side * width, channels)
     return mosaic[:-1, :-1].squeeze(-1) if channels == 1 else mosaic[:-1, :-1]
+
+
+def display_range(x0: ArrayLike) -> tuple[float, float]:
+    """What is black and what is white in panels of images: the least and greatest value of the data.
+
+    Whatever a model makes is shown on the data's own range: one stretched to fit its samples makes any of them look
+    like images.
+
+    Args:
+        x0: Data, shape (num_data, *event).
+    """
+    x0 = np.asarray(x0, float)
+    low, high = float(x0.min()), float(x0.max())
+    return low, high if high > low else low + 1.0
 
 
 def common_scale(states: Iterable[ArrayLike], *, symmetric: bool = False) -> tuple[float, float]:

@@ -34,9 +34,11 @@ from dpm_ppl.reports.panels import (
     MODEL,
     caption,
     common_scale,
+    display_range,
     draw_states,
     hues,
     is_cloud,
+    is_image,
     is_label,
     is_plane,
     is_sequence,
@@ -228,6 +230,8 @@ def _draw_beside(figure: Any, shown: Mapping[str, tuple[ArrayLike, str]], *, sup
     shape = np.shape(states[0])[1:]
     plane = is_plane(shape, support)
     scale = common_scale(states, symmetric=plane)
+    if is_image(shape) and len(states) == 2:
+        scale = display_range(states[-1])
     grid = np.ravel(figure.subplots(1, len(shown), sharey=True))
     for axes, (name, (x, color)) in zip(grid, shown.items(), strict=True):
         hue = hues(x, states[-1]) if plane else None

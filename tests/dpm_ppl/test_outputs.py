@@ -15,10 +15,12 @@ from dpm_ppl.outputs import (
     data_from_velocity,
     data_normal,
     full_normal,
+    mixture_moments,
     noise_normal,
     noise_weight,
     residual_bernoulli,
     residual_normal,
+    shifted_normal,
 )
 from dpm_ppl.schedules import constant_fraction, linear
 
@@ -142,7 +144,91 @@ def test_residual_normal_has_finite_gradients_also_at_the_end(t):
         np.testing.assert_allclose(gradients[2], 0.0, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shifted_normal_of_zero_is_the_kernel(shape):
+    kernel, x = gaussian(shape), batch(shape)
+    assert_same_normal(shifted_normal(kernel, x, STEPS, 0 * x, 0 * x), kernel.step(x, STEPS))
+
+
+def test_shifted_normal_is_the_reference_codes():
+    """Sigma = sigmoid(z_Sigma + logit beta), mu = x sqrt(1 - beta) + z sqrt(beta)."""
+    kernel, x, z, z_sigma = gaussian((3,)), batch((3,)), batch((3,)), batch((3,))
+    beta = per_event(kernel.beta, (3,))
+    mean, scale = parts(shifted_normal(kernel, x, STEPS, z, z_sigma))
+    np.testing.assert_allclose(mean, x * np.sqrt(1 - beta) + z * np.sqrt(beta), rtol=1e-10)
+    np.testing.assert_allclose(scale**2, 1 / (1 + np.exp(-(z_sigma + np.log(beta / (1 - beta))))), rtol=1e-10)
+
+
+def test_a_shift_that_finds_the_datum_is_small_at_every_step():
+    """Of a state at its marginal's deviation: what each mean lacks at z = 0, over what a unit of z moves it."""
+    kernel, t = dpm.GaussianKernel(linear(1000), ()), np.arange(2, 1001)
+    x0, signal = 1.3, np.asarray(kernel.alpha_bar)[t]
+    x = np.sqrt(signal) * x0 + np.sqrt(1 - signal)
+    one = np.ones_like(x)
+    lacking = kernel.posterior(x0 * one, x, t).mean - kernel.step(x, t).mean
+    needed = {}
+    for law in (shifted_normal, residual_normal):
+        at_zero, at_one = (law(kernel, x, t, z * one, 0 * one).mean for z in (0, 1))
+        needed[law] = np.abs(lacking / (at_one - at_zero))
+    assert needed[shifted_normal].max() < 1.5
+    assert needed[residual_normal].max() > 100
+    np.testing.assert_allclose(needed[residual_normal][0], 2 / np.sqrt(1 - signal[0]), rtol=0.05)
+
+
 # Predictions of the noise and of the data
+
+
+MIXTURES = [
+    ((0.8, -0.4, 0.0), (0.2, 1.6, 0.7)),
+    ((0.5, 0.3, 0.1), (0.3, 2.0, 0.0), (0.2, -1.0, 1.2)),
+    ((1.0, 0.0, 1.0),),
+]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=len)
+def test_mixture_moments_are_bayes_rule(mixture):
+    """Against sums over the nodes of a quadrature of each normal."""
+    kernel, x = gaussian((3,)), batch((3,))
+    nodes, shares = np.polynomial.hermite_e.hermegauss(80)
+    values = np.concatenate([m + s * nodes for _, m, s in mixture])
+    prior = np.concatenate([w * shares / shares.sum() for w, _, _ in mixture])
+    found = mixture_moments(kernel, x, STEPS, mixture)
+    for i, t in enumerate(STEPS[:, 0]):
+        signal = np.asarray(kernel.alpha_bar)[t]
+        likelihood = np.exp(-0.5 * (x[..., None] - np.sqrt(signal) * values) ** 2 / (1 - signal))
+        posterior = prior * likelihood / (prior * likelihood).sum(-1, keepdims=True)
+        mean = posterior @ values
+        np.testing.assert_allclose(found[0][i], mean, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(found[1][i], posterior @ values**2 - mean**2, rtol=1e-6)
+        if len(mixture) == 1:
+            np.testing.assert_allclose(found[0][i], np.sqrt(signal) * x, rtol=1e-12)
+            np.testing.assert_allclose(found[1][i], np.full_like(x, 1 - signal), rtol=1e-12)
+
+
+def test_mixture_moments_are_finite_and_sure_at_fine_steps_in_single_precision():
+    """Of noise of a 150th, states at a single value are known to be there, and others to be where they are."""
+    with jax.enable_x64(False):
+        kernel = dpm.GaussianKernel(jnp.asarray([4.5e-5, 1e-5]), ())
+
+        @jax.jit
+        def at(x):
+            return mixture_moments(kernel, x, jnp.asarray(1), ((0.8, -0.42, 0.0), (0.2, 1.7, 1.1)))
+
+        x = jnp.asarray([-0.42, -0.3, 2.8, -40.0, 40.0])
+        mean, variance = at(x)
+        gradients = jax.vmap(jax.grad(lambda x: at(x)[0] + at(x)[1]))(x)
+    np.testing.assert_allclose(mean[:3], x[:3], atol=1e-3)
+    assert variance[0] < 1e-6
+    np.testing.assert_allclose(variance[1:], 4.5e-5, rtol=2e-3)
+    assert np.isfinite(gradients).all()
+
+
+@pytest.mark.parametrize(
+    "mixture", [((1.0, 0.0, -0.1),), ((0.5, 0.0, 1.0), (0.4, 0.0, 1.0)), ((0.0, 1.0, 1.0), (1.0, 0.0, 1.0))]
+)
+def test_what_is_no_mixture_is_refused(mixture):
+    with pytest.raises(ValueError, match=r"positive weights that add up to 1.*got \(\("):
+        mixture_moments(gaussian(()), batch(()), 2, mixture)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

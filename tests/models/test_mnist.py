@@ -44,6 +44,20 @@ def test_where_the_network_says_nothing_steps_are_bayes_rule_for_white_noise(sma
     np.testing.assert_allclose(found[1], np.broadcast_to(beta, x.shape), rtol=1e-5)
 
 
+def test_where_the_network_says_nothing_pixels_are_independent_of_their_mixture():
+    """The steps are then those of such pixels by themselves: the mean by Bayes' rule, its variance beside the noise."""
+    options, pixels = {"first": 3.0, "num_steps": T, "widths": (8, 8)}, ((0.6, -0.4, 0.0), (0.4, 0.9, 0.3))
+    definition = mnist.of_images(*SHAPE, scale=LEVELS, pixels=pixels, **options)
+    diffusion = instantiate(definition, start(definition))
+    x, t = jnp.asarray(np.random.default_rng(3).normal(size=(T - 1, 2, *SHAPE))), jnp.arange(2, T + 1)[:, None]
+    x0, variance = dpm.outputs.mixture_moments(diffusion.kernel, x, t, pixels)
+    expected = diffusion.kernel.posterior(x0, x, t)
+    from_data, _, certain = diffusion.kernel.posterior_coefficients(t)
+    found = diffusion.reverse(x, t)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.variance, certain + from_data**2 * variance, rtol=1e-5)
+
+
 def test_the_last_step_is_a_law_of_levels(small):
     """Over the middles of all levels each pixel's probabilities sum to one, by the deviation of x^0 given x^1 alone."""
     definition, params = small[1]
@@ -72,9 +86,13 @@ def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-def test_the_scale_is_that_of_the_training_images():
+def test_the_scale_and_the_law_of_pixels_are_those_of_the_training_images():
     scale = dpm.datasets.mnist().scale
     assert (mnist.SCALE.shift, mnist.SCALE.width) == pytest.approx((scale.shift, scale.width), rel=1e-6)
+    levels = dpm.datasets.mnist().train
+    x, black, white = mnist.SCALE.centre(levels).astype(float), levels == 0, levels >= 252
+    found = [(part.mean(), x[part].mean(), x[part].std()) for part in (black, white, ~black & ~white)]
+    np.testing.assert_allclose(mnist.PIXELS, found, atol=1e-3)
 
 
 @pytest.mark.data

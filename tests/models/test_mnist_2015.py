@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logit
 
 import dpm_ppl as dpm
 from dpm_ppl.models import mnist_2015
@@ -34,6 +35,15 @@ def test_reverse_steps_are_the_kernel_where_the_network_says_nothing(monkeypatch
     assert np.abs(other.mean - expected.mean).min() > 1e-4
     assert np.abs(other.variance - expected.variance).min() > 1e-4
     assert instantiate(definition, params).kernel.beta[0] == pytest.approx(mnist_2015.BETA_1)
+
+
+def test_the_schedule_begins_even_in_log_snr(monkeypatch):
+    """From beta_1 to what signal is left: no step costs far more than another before the schedule has been learned."""
+    monkeypatch.setattr(mnist_2015, "NUM_STEPS", 50)
+    definition = mnist_2015.of_images(*SHAPE)
+    kernel = instantiate(definition, start(definition)).kernel
+    log_snr = np.log(kernel.alpha_bar[1:]) - np.log(kernel.one_minus_alpha_bar[1:])
+    np.testing.assert_allclose(log_snr, np.linspace(logit(1 - 1e-4), logit(1e-3), 50), rtol=1e-5)
 
 
 def test_without_files_it_says_what_is_missing(tmp_path, monkeypatch):

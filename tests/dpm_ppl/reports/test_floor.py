@@ -9,6 +9,7 @@ from numpyro.distributions import constraints
 
 from dpm_ppl.datasets import Centred, Scale
 from dpm_ppl.reports.floor import independent_floor
+from tests.models.images import independent_log_prob
 
 RNG = np.random.default_rng(0)
 
@@ -49,3 +50,22 @@ def test_middles_of_levels_are_scored_as_levels():
     found = independent_floor(scale.centre(levels), data.support, levels_of=data.levels_of)
     assert found == pytest.approx(expected)
     assert independent_floor(scale.centre(levels), data.support) == math.inf  # of densities: the second never changes
+
+
+def test_it_is_the_mean_of_what_each_image_scores():
+    """By the helper that tests of pages hold each image against, of real numbers, of bits and of levels."""
+    reals = RNG.gamma(2.0, size=(50, 2, 3)) * [1.0, -2.0, 0.3]
+    bits = (reals > 0.5).astype(int)
+    scale = Scale(2.0, 1.5, levels=8)
+    data = Centred(RNG.integers(0, 8, (50, 2, 3)).astype(np.uint8), scale)
+    levels = scale.centre(np.asarray(data.images))
+    for x0, support, levels_of in (
+        (reals, constraints.real, None),
+        (bits, constraints.boolean, None),
+        (levels, constraints.real, data.levels_of),
+    ):
+        each = independent_log_prob(x0, x0, levels_of=levels_of)
+        assert each.shape == (50,)
+        assert each.std() > 0.1
+        assert each.mean() == pytest.approx(independent_floor(x0, support, levels_of=levels_of), rel=1e-6)
+        np.testing.assert_allclose(independent_log_prob(x0[3:5], x0, levels_of=levels_of), each[3:5], rtol=1e-12)

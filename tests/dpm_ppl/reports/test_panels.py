@@ -5,7 +5,9 @@ import pytest
 from matplotlib.figure import Figure
 from numpyro.distributions import constraints
 
-from dpm_ppl.reports.panels import common_scale, draw_states, hues, tiled
+from dpm_ppl.reports.fit_figure import fit_figure
+from dpm_ppl.reports.panels import common_scale, display_range, draw_states, hues, tiled
+from dpm_ppl.reports.samples import samples_figure
 from tests.dpm_ppl.reports.test_fit_figure import RNG, drawn, gaussian, titles
 
 WHOLE = constraints.nonnegative_integer
@@ -88,8 +90,45 @@ def test_counts_have_shades_up_to_the_greatest():
 
 def test_mosaic_shows_images_in_order():
     images = np.arange(5)[:, None, None] * np.ones((5, 2, 3))
-    mosaic = tiled(images)
+    mosaic = tiled(images, scale=(0.0, 6.0))
     assert mosaic.shape == (3 * 3 - 1, 3 * 4 - 1)
     np.testing.assert_array_equal(mosaic[0:2, 4:7], 1)
     np.testing.assert_array_equal(mosaic[3:5, 0:3], 3)
-    np.testing.assert_array_equal(mosaic[2], 4)  # white lines between
+    np.testing.assert_array_equal(mosaic[2], 6)  # white lines between
+
+
+def test_colours_are_on_the_range_that_is_given_and_cut_off_there():
+    """Stretched to their own range, samples of any range would look alike."""
+    images = np.array([-0.5, 0.0, 1.0, 9.0])[:, None, None, None] * np.ones((4, 2, 2, 3))
+    mosaic = tiled(images, scale=(-1.0, 1.0))
+    found = [mosaic[0, 0, 0], mosaic[0, 3, 0], mosaic[3, 0, 0], mosaic[3, 3, 0]]
+    np.testing.assert_allclose(found, [0.25, 0.5, 1, 1])
+    np.testing.assert_array_equal(mosaic[2], 1)
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_samples_are_shown_on_the_range_of_the_data(channels):
+    """A model whose samples lie far out looks so, beside data, in a figure of samples and in that of a fit."""
+    x0 = RNG.uniform(-1, 2, (20, 4, 4, *channels))
+    low, high = display_range(x0)
+    assert (low, high) == (x0.min(), x0.max())
+    assert display_range(np.full((2, 3, 3), 0.5)) == (0.5, 1.5)
+    far = x0 * 100
+    alone = samples_figure(far, support=constraints.real, x0=x0).axes[0]
+    diffusion = gaussian((4, 4, *channels))
+    times = {0: x0, 3: x0, 6: x0}
+    fit = fit_figure(
+        diffusion,
+        forward=times,
+        reverse=dict.fromkeys(times, far),
+        losses=np.ones(9),
+        kl=np.ones((4, 5)),
+        elbo=-1.0,
+        null=-2.0,
+    )
+    for axes in (alone, *fit.axes[:6]):
+        if channels == (3,):
+            assert axes is not alone or np.isin(np.asarray(axes.images[0].get_array()), [0, 1]).mean() > 0.9
+            assert np.asarray(axes.images[0].get_array()).max() == 1
+        else:
+            assert axes.images[0].get_clim() == (low, high)
