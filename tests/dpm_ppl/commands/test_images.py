@@ -1,5 +1,6 @@
 """What a fit of images draws besides: grids within a share of its time, which never change it nor end it; strips."""
 
+import inspect
 import json
 import re
 
@@ -130,7 +131,7 @@ def test_grids_take_no_more_than_their_share(page, tmp_path, monkeypatch):
     callback = with_grids({"num_iterations": 4000}, program, program.data(), tmp_path, key=jax.random.key(0))[
         "callback"
     ]
-    grids = callback.__closure__[0].cell_contents
+    grids = inspect.getclosurevars(callback).nonlocals["grids"]
     assert isinstance(grids, images.Grids)
     grids.walk, grids.num_steps = walk, num_steps
     monkeypatch.setattr(grids, "_save", lambda _samples, iteration: drawn.append(iteration))
@@ -144,6 +145,16 @@ def test_grids_take_no_more_than_their_share(page, tmp_path, monkeypatch):
     assert drawn[0] > 250
     assert len(drawn) >= 5
     assert all(later >= 1.4 * earlier for earlier, later in zip(drawn, drawn[1:], strict=False))
+
+
+def test_a_process_that_does_not_draw_looks_as_often(page, tmp_path):
+    program = find.load(page)
+    given = {"num_iterations": 4000}, program, program.data(), tmp_path
+    one, other = (with_grids(*given, key=jax.random.key(0), draws=draws) for draws in (True, False))
+    assert one["every"] == other["every"]
+    inspect.getclosurevars(other["callback"]).nonlocals["grids"].walk = None  # which to draw would fail
+    other["callback"](Namespace(num_iterations=4000, seconds=1e6, params={}))
+    assert list(tmp_path.glob("samples-*")) == []
 
 
 class Namespace:
