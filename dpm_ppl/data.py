@@ -160,7 +160,7 @@ def draw(data: Any, *, key: Array, num_data: int) -> Any:
 
 def _taken(leaf: Any, rows: np.ndarray) -> Any:
     """Rows of an array; of a mapped file those alone."""
-    return leaf[rows] if hasattr(leaf, "shape") else np.asarray(leaf)[rows]
+    return leaf[rows] if isinstance(leaf, np.ndarray | Array) or hasattr(leaf, "of") else np.asarray(leaf)[rows]
 
 
 def as_now(tree: Any) -> Any:

@@ -88,7 +88,7 @@ class Spread:
         return -(-size // self.num) * self.num
 
     def put(self, tree: T, placement: Any = None) -> T:
-        """The same on every device, whole, or as `placement` says, but for what is split over these devices already."""
+        """The same on every device, whole, or as `placement` says, but for what lies on this mesh already."""
         if self.whole is None:
             return tree
         if self.hosts:
@@ -99,7 +99,8 @@ class Spread:
             return jax.tree.map(jax.device_put, tree, placement)
 
         def put(leaf: Any) -> Any:
-            there = isinstance(leaf, Array) and leaf.sharding.device_set == self.whole.device_set  # type: ignore[union-attr]
+            sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+            there = isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh
             return leaf if there else jax.device_put(leaf, self.whole)
 
         return jax.tree.map(put, tree)

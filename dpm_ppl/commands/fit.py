@@ -73,6 +73,9 @@ def fit(
         all_data = program.data()
         data, evaluated = split(program, all_data, share=noted["held_out"], seed=seed)
         recipe = _recipe(program, data)
+        if resume and (run_dir / runs.FILE).exists() and "num_steps_sampled" not in program.recipe:
+            there = inference.read_run(run_dir)["settings"]
+            recipe["num_steps_sampled"] = there.get("num_steps_sampled", recipe.get("num_steps_sampled", 8))
         if iterations is not None:
             recipe["num_iterations"] = iterations
         num_all, num_fitted, num_kept = (num_data_of(some) for some in (all_data, data, evaluated.data))

@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -57,24 +58,27 @@ def together(
             )
         yield True
         return
+    with _patience(seconds):
+        if coordinator == AUTO:
+            jax.distributed.initialize(initialization_timeout=int(seconds), heartbeat_timeout_seconds=_SILENT)
+        else:
+            number, process = _require_place(coordinator, num_processes, process_id)
+            if process:
+                _require_answer(coordinator, seconds)
+            jax.distributed.initialize(
+                coordinator,
+                number,
+                process,
+                initialization_timeout=2 * int(seconds) + 1,  # after which JAX ends the process in words of its own
+                heartbeat_timeout_seconds=_SILENT,
+            )
     try:
-        with _patience(seconds):
-            if coordinator == AUTO:
-                jax.distributed.initialize(initialization_timeout=int(seconds), heartbeat_timeout_seconds=_SILENT)
-            else:
-                number, process = _require_place(coordinator, num_processes, process_id)
-                if process:
-                    _require_answer(coordinator, seconds)
-                jax.distributed.initialize(
-                    coordinator,
-                    number,
-                    process,
-                    initialization_timeout=2 * int(seconds) + 1,  # after which JAX ends the process in words of its own
-                    heartbeat_timeout_seconds=_SILENT,
-                )
         yield jax.process_index() == 0
     except typer.Exit as end:
         _end_now(end.exit_code)
+    except BaseException:  # a program's own error
+        traceback.print_exc()
+        _end_now(1)
 
 
 def part() -> None:

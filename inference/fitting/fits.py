@@ -143,7 +143,7 @@ def fit(
             parameters are evaluated on all of them now and then, on the same noise, and the best of them kept.
         every: Iterations between validations, and between calls of `callback`; both come at the end too.
         patience: End the fit after so many validations that are no better than the best.
-        callback: Called with the fit so far.
+        callback: Called with the fit so far; of several processes in each.
         mesh: Devices that each batch is split over, by default all that JAX sees; parameters, and data in memory, are
             on each. A run may be continued on others. Those of several processes: each calls `fit` alike, reads its own
             part of what is read, and the first writes.
@@ -288,12 +288,7 @@ def _run(options: _Options) -> Fit:
     done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
     placed = placement(spread, options.shard, carry, carry.average)
     settings = {**options.settings(batches, steps), "parameters": runs.kinds(carry.average)}
-    about = {
-        **settings,
-        "num_iterations": options.num_iterations,
-        "first parameters": described(carry.average),
-        "files": {name: hashlib.sha256(content).hexdigest()[:16] for name, content in (options.files or {}).items()},
-    }
+    about = _told_to_others(options, settings, carry) if spread.hosts else {}
     if path is not None:
         runs.require_same(path, settings)
         information: dict[str, Any] = {"num_iterations": options.num_iterations, "num_devices": spread.num}
@@ -313,10 +308,13 @@ def _run(options: _Options) -> Fit:
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
     else:
         require_alike(spread, about)
+    validate = _validate(options, prepared, spread, noise_key)
+    normaliser, has_chain = prepared.normaliser, prepared.has_chain
     done, callback = _placed(done, spread, placed), options.callback
+    del carry, prepared  # whole on one device, where it is split
     watch = Watch(
         every=options.every,
-        validate=_validate(options, prepared, spread, noise_key),
+        validate=validate,
         patience=options.patience,
         callback=None if callback is None else lambda done: callback(_so_far(svi, done, options.key, spread=spread)),
         metrics=metrics,
@@ -327,7 +325,7 @@ def _run(options: _Options) -> Fit:
             loop = compile_loop(
                 *(svi, batches, options.args, done.carry),
                 key=noise_key,
-                normaliser=prepared.normaliser,
+                normaliser=normaliser,
                 ema_decay=options.ema_decay,
                 frozen_noise=options.frozen_noise,
                 spread=spread,
@@ -341,7 +339,7 @@ def _run(options: _Options) -> Fit:
                 keep=keep,
                 watch=watch,
                 progress=options.progress and is_writer,
-                objective=("weighted " if options.weight else "") + ("bound" if prepared.has_chain else "objective"),
+                objective=("weighted " if options.weight else "") + ("bound" if has_chain else "objective"),
                 spread=spread,
             )
     elif done.position:
@@ -349,12 +347,29 @@ def _run(options: _Options) -> Fit:
     return _so_far(svi, done, options.key, spread=spread)
 
 
+def _told_to_others(options: _Options, settings: dict[str, Any], carry: Carry) -> dict[str, Any]:
+    """What is to be the same in all processes of a fit: what they compute, and when they look at it."""
+    seen = None if options.validation is None else describe(options.validation, options.batch_size)
+    return {
+        **settings,
+        "num_iterations": options.num_iterations,
+        "first parameters": described(carry.average),
+        "files": {name: hashlib.sha256(content).hexdigest()[:16] for name, content in (options.files or {}).items()},
+        "validation": seen,
+        "every": options.every,
+        "patience": options.patience,
+        "callback": options.callback is not None,
+        "run_dir": options.run_dir is not None,
+    }
+
+
 def _placed(done: Done, spread: Spread, placed: Any) -> Done:
     """What is done, on its devices."""
     if placed is None:
         return done
-    best = done.validated.best if not len(done.validated.losses) else spread.put(done.validated.best, placed.average)
-    return replace(done, carry=spread.put(done.carry, placed), validated=done.validated._replace(best=best))
+    carry = spread.put(done.carry, placed)
+    best = spread.put(done.validated.best, placed.average) if len(done.validated.losses) else carry.average
+    return replace(done, carry=carry, validated=done.validated._replace(best=best))
 
 
 def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
@@ -386,12 +401,11 @@ def _best_of(options: _Options, prepared: Prepared, batches: Batches) -> Fit:
 
 def _so_far(svi: SVI, done: Done, key: Array, start_losses: np.ndarray | None = None, *, spread: Spread = ALONE) -> Fit:
     """What is done, as a user sees it; of several processes, each has all of it for itself."""
-    done = replace(done, carry=spread.here(done.carry))
-    params = svi.constrain_fn(done.carry.average)
+    params = svi.constrain_fn(spread.here(done.carry.average))
     validated = done.validated
     return Fit(
         params=params,
-        raw_params=svi.constrain_fn(svi.optim.get_params(done.carry.optim_state)),
+        raw_params=svi.constrain_fn(spread.here(svi.optim.get_params(done.carry.optim_state))),
         losses=done.losses,
         seconds=done.seconds,
         num_iterations=done.position,
@@ -407,7 +421,8 @@ def _validate(options: _Options, prepared: Prepared, spread: Spread, key: Array)
     if options.validation is None:
         return None
     given: dict[str, Any] = {"batch_size": options.batch_size, "key": key, "spread": spread}
-    validate = validator(prepared, options.validation, options.args, **given)
+    apart = replace(prepared, state=None)  # which outlives the beginning
+    validate = validator(apart, options.validation, options.args, **given)
     try:
         validate(start(prepared.svi, prepared.state).average, prepared.state.mutable_state)
     except Exception as error:

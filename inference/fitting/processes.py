@@ -4,6 +4,7 @@ Each has called `jax.distributed.initialize`, and the mesh has devices of all. W
 together; what is decided on the host, by a clock or a signal, is told here to all.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,8 @@ import numpy as np
 from dpm_ppl.inference.devices import Spread
 from dpm_ppl.inference.fitting import runs
 
+_STATUS = re.compile("[A-Z_]+: ")  # as XLA begins
+
 
 class Together(Protocol):
     """Decides for all processes."""
@@ -23,6 +26,8 @@ class Together(Protocol):
     def __call__(self, length: int, *, save: bool) -> tuple[int, bool]:
         """Of how many iterations the next chunk is to have, and whether to save now, what all of them do."""
 
+
+_CHUNKS = itertools.count(1)  # of all fits of this process, as JAX counts on from fit to fit
 
 _LOST = re.compile(r"gloo|nccl|connection|coordination|heartbeat|unavailable|deadline", re.IGNORECASE)
 
@@ -70,8 +75,8 @@ def _from_all(content: bytes) -> list[bytes]:
 def together(spread: Spread, *, where: Callable[[], str]) -> Iterator[Together]:
     """What decides for all processes, once after each chunk, at the same iteration in each.
 
-    Ctrl-C, in whichever process, then ends all of them there, and so does SIGTERM by which a cluster takes its machines
-    back, where JAX's preemption service is on.
+    Ctrl-C, in whichever process, then ends all of them there (a second one ends it at once), and so does SIGTERM, by
+    which a cluster takes its machines back, where JAX's preemption service is on.
 
     Args:
         spread: The devices.
@@ -86,14 +91,12 @@ def together(spread: Spread, *, where: Callable[[], str]) -> Iterator[Together]:
         return
     from jax.experimental import multihost_utils
 
-    chunks = 0
-    with runs.uninterrupted() as pending:
+    with runs.uninterrupted(patience=1) as pending:
 
         def agreed(length: int, *, save: bool) -> tuple[int, bool]:
-            nonlocal chunks
-            chunks += 1
             votes = multihost_utils.process_allgather(np.asarray([length, save, bool(pending)], np.int32))
-            taken_back = multihost_utils.reached_preemption_sync_point(chunks) if _preemption_service() else False
+            chunk = next(_CHUNKS)
+            taken_back = multihost_utils.reached_preemption_sync_point(chunk) if _preemption_service() else False
             if votes[:, 2].any() or taken_back:
                 pending.clear()
                 raise KeyboardInterrupt
@@ -110,7 +113,8 @@ def _clear_of_losses(where: Callable[[], str]) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         cause = error if error.__cause__ is None else error.__cause__  # of a checkpoint that was not saved
-        if not _LOST.search(str(cause)):
+        of_jax = isinstance(cause, jax.errors.JaxRuntimeError) or _STATUS.match(str(cause))
+        if not (of_jax and _LOST.search(str(cause))):
             raise
         raise ConnectionError(
             f"Expected all {jax.process_count()} processes to go on; process {jax.process_index()} lost another, "

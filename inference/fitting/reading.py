@@ -210,6 +210,6 @@ def _iterated(data: Iterable[Any], batch_size: int) -> ReadBatches:
                     f"{leaf.shape}. Leave out, or fill up, what is over at the end of an epoch."
                 )
             require_numbers(leaf, np.arange(batch_size))
-        return jax.tree.map(lambda leaf: leaf[rows], batch), rows
+        return batch if len(rows) == batch_size else jax.tree.map(lambda leaf: leaf[rows], batch), rows
 
     return ReadBatches(lambda iteration: iteration, read, batch_size, None, name_of(data))

@@ -391,14 +391,24 @@ def _kind(leaf: Any) -> str:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[list[Any]]:
-    """Keeps Ctrl-C waiting until the block is done; what waits is yielded, and does not come if it is cleared."""
+def uninterrupted(*, patience: int | None = None) -> Iterator[list[Any]]:
+    """Keeps Ctrl-C waiting until the block is done, but for one that comes after `patience` others.
+
+    What waits is yielded, and does not come if it is cleared.
+    """
     before = signal.getsignal(signal.SIGINT)
     pending: list[tuple[Any, Any]] = []
     if threading.current_thread() is not threading.main_thread() or before is None:  # not interrupted, or not by Python
         yield pending
         return
-    signal.signal(signal.SIGINT, lambda *at: pending.append(at))
+
+    def wait(*at: Any) -> None:
+        pending.append(at)
+        if patience is not None and len(pending) > patience and callable(before):
+            pending.clear()
+            before(*at)
+
+    signal.signal(signal.SIGINT, wait)
     try:
         yield pending
     finally:

@@ -34,17 +34,16 @@ def placement(spread: Spread, rule: Rule | None, tree: Any, params: Any) -> Any:
         if rule is not None:
             raise ValueError("Expected several devices, to split parameters over by `shard`; JAX sees one.")
         return None
-    split = {}
+    ruled: dict[tuple[str, tuple[int, ...]], NamedSharding | None] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0] if rule is not None else []:
         name = jax.tree_util.keystr(path)
         spec = rule(name, leaf.shape) if rule is not None else None
-        if spec is not None:
-            split[name, leaf.shape] = _sharding(spread, spec, name, leaf.shape)
+        ruled[name, leaf.shape] = spread.whole if spec is None else _sharding(spread, spec, name, leaf.shape)
 
     def place(path: Any, leaf: Any) -> NamedSharding | None:
         at = jax.tree_util.keystr(path)
-        names = [name for name, shape in split if at.endswith(name) and shape == leaf.shape]
-        return split[max(names, key=len), leaf.shape] if names else spread.whole
+        names = [name for name, shape in ruled if at.endswith(name) and shape == leaf.shape]
+        return ruled[max(names, key=len), leaf.shape] if names else spread.whole
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

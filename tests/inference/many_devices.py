@@ -90,6 +90,7 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
     islands = smc(observed, "x", num_islands=4, moves=None, **given)
     with warnings.catch_warnings(action="ignore"):
         apart = islands(KEY, np.array([1.2]))
+        several = jax.vmap(islands, (0, None))(jax.random.split(KEY, 2), np.array([1.2]))
     parts = parts_of(SimpleNamespace(model=dpm.single_chain(diffusion)[0], conditional=diffusion), PARTS)
     with using(mesh), patch("dpm_ppl.reports.samples.affordable", lambda *_, **__: 21):
         drawn = draws(parts, beside["params"], key=KEY, num_samples=21, context=CONTEXT[:21])
@@ -110,6 +111,7 @@ def numbers(mesh: Any = None) -> dict[str, Any]:
         "ancestors": posterior.num_ancestors,
         "log_evidence_of_islands": apart.log_evidence,
         "samples_of_islands": apart.samples,
+        "log_evidences_of_islands": several.log_evidence,
     }
 
 

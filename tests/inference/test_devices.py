@@ -82,6 +82,17 @@ def test_one_device_places_nothing():
         assert spread.multiple(7) == 7
 
 
+def test_what_lies_elsewhere_is_put_there_and_so_is_what_is_traced():
+    spread = spread_over(make_mesh(1))
+    x = jax.numpy.arange(3.0)
+    assert jax.jit(spread.put)(x).tolist() == jax.vmap(spread.put)(x).tolist() == [0, 1, 2]
+    own = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    there = jax.device_put(x, jax.sharding.NamedSharding(own, jax.sharding.PartitionSpec()))
+    assert spread.put(there).sharding == spread.whole
+    here = jax.device_put(x, spread.split)
+    assert spread.put(here) is here
+
+
 def test_a_default_device_is_kept_to(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [object()] * 8)
     monkeypatch.setattr(jax, "local_devices", lambda: [object()] * 8)

@@ -116,6 +116,19 @@ def test_resuming_a_finished_fit_reports_it_again(mine, run):
     assert metrics_of(run[0]) == before
 
 
+def test_a_run_goes_on_with_as_many_steps_sampled_as_it_had(tmp_path):
+    """Where the program says nothing of it, as in runs that were begun when the default was another."""
+    (tmp_path / "bare.py").write_text(GAUSSIAN.replace("recipe =", "unused ="))
+    given = ["fit", tmp_path / "bare.py", "--run-dir", tmp_path / "run"]
+    assert dpm(*given, "--iterations", 4).exit_code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    run["settings"]["num_steps_sampled"] = 5
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    done = dpm(*given, "--iterations", 6, "--resume")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["num_steps_sampled"] == 5
+
+
 def test_a_file_with_the_four_names_alone_fits(tmp_path):
     """No recipe; fewer data and steps than the options of `fit` are made for; an array, so no limit is known."""
     text = GAUSSIAN.replace("linear(6", "linear(3").replace("recipe =", "unused =")

@@ -45,6 +45,7 @@ def case_of(name: str, folder: Path, process: int) -> dict[str, Any]:
         return {
             **kept,
             "num_iterations": 50 + process,
+            **({"callback": print} if process else {}),
             "data": {"c": CONTEXT[: 60 - process], "x0": DATA[: 60 - process]},
         }
     raise ValueError(name)

@@ -49,8 +49,13 @@ def fitted(**options: Any) -> Any:
 def main(folder: Path) -> None:
     """Writes numbers and shapes of parts."""
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
-    seen: list[Any] = []
-    done = fitted(mesh=mesh, shard=rule, run_dir=folder / "run", every=20, callback=seen.append)
+    seen: list[int] = []
+
+    def look(_: Any) -> None:
+        """How many arrays of a split parameter's shape lie whole on one device."""
+        seen.append(sum(a.shape == (8,) and len(a.sharding.device_set) == 1 for a in jax.live_arrays()))
+
+    done = fitted(mesh=mesh, shard=rule, run_dir=folder / "run", every=20, callback=look)
     terms = bound(diffusion, DATA, params=done.params, key=KEY, mesh=mesh)
     parts = {name: [part.data.shape[0] for part in value.addressable_shards] for name, value in done.params.items()}
     errors = []
@@ -60,7 +65,7 @@ def main(folder: Path) -> None:
         except (TypeError, ValueError) as error:
             errors.append(f"{type(error).__name__}: {error}")
     np.savez(folder / "numbers.npz", losses=done.losses, elbo=np.asarray(terms.elbo), **done.params)
-    (folder / "about.json").write_text(json.dumps({"parts": parts, "errors": errors, "called": len(seen)}))
+    (folder / "about.json").write_text(json.dumps({"parts": parts, "errors": errors, "whole": seen}))
 
 
 if __name__ == "__main__":

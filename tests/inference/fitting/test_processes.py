@@ -145,7 +145,17 @@ def test_processes_that_disagree_say_what_differs_and_where(tmp_path):
     assert "Expected the same fit in all 2 processes; process 1 has another: data is" in ours[1]
     assert "float64[59, 1]" in ours[1]
     assert "num_iterations is 51 there and 50 in process 0" in ours[1]
+    assert "callback is true there and false in process 0" in ours[1]
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_error_of_a_source_is_told_as_it_is():
+    for error in (OSError("Connection reset by peer"), RuntimeError("deadline of the store passed")):
+        with pytest.raises(type(error)) as caught, processes._clear_of_losses(str):
+            raise error
+        assert caught.value is error
+    with pytest.raises(ConnectionError, match="lost another"), processes._clear_of_losses(str):
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
 
 def test_one_process_agrees_with_itself():

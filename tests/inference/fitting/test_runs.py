@@ -1,7 +1,9 @@
 """Checkpoints: what is saved comes back bit for bit or not at all, and parameters for the program that made them."""
 
 import json
+import os
 import shutil
+import signal
 import zlib
 from functools import partial
 
@@ -310,3 +312,18 @@ def test_parameters_kept_leaf_by_leaf_come_back(run, tmp_path):
         runs.named({name: leaf for name, leaf in kept.items() if name != "['scale']"}, model, where="here")
     with pytest.raises(ValueError, match=r"at \['more'\] the program has nothing, the file shape \(3,\)"):
         runs.named({**kept, "['more']": np.zeros(3)}, model, where="here")
+
+
+def _interrupt_twice(pending):
+    os.kill(os.getpid(), signal.SIGINT)
+    assert len(pending) == 1
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_is_not_kept_waiting():
+    with runs.uninterrupted(patience=1) as pending, pytest.raises(KeyboardInterrupt):
+        _interrupt_twice(pending)
+    with runs.uninterrupted() as pending:
+        _interrupt_twice(pending)
+        assert len(pending) == 2
+        pending.clear()  # and then it does not come

@@ -46,7 +46,7 @@ def test_the_fit_is_that_of_whole_parameters(eight):
 
 def test_each_device_has_its_part(eight):
     assert eight[2]["parts"] == {"rise": [4] * 8, "fall": [1] * 8, "shift": [1] * 8}
-    assert eight[2]["called"] == 2
+    assert eight[2]["whole"] == [0, 0]
 
 
 def test_a_bound_takes_parameters_in_parts(eight):
@@ -81,6 +81,14 @@ def test_what_is_kept_of_a_parameter_is_placed_like_it():
         assert tree["shift"].spec == PartitionSpec()
     assert moments.count.spec == PartitionSpec()
     assert placed["rise"].spec == PartitionSpec()  # of the same name and another shape: it is something else
+
+
+def test_a_longer_name_is_another_parameter():
+    params = {"rise": jnp.zeros(8), "net": {"rise": jnp.zeros(8)}}
+    spread = spread_over(jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("data", "model")))
+    placed = placement(spread, rule, {"mu": params}, params)["mu"]
+    assert placed["rise"].spec == PartitionSpec("model")
+    assert placed["net"]["rise"].spec == PartitionSpec()
 
 
 def test_one_device_has_nothing_to_split_over():
