@@ -54,8 +54,11 @@ def with_grids(
         parts = parts_of(program, data)
         if not _is_of_images(parts, data):
             return dict(recipe)
+    except Exception:  # which the fit will tell, of whatever it is
+        return dict(recipe)
+    try:
         grids, own = Grids(program, parts, data, run_dir, key=key), recipe.get("callback")
-    except Exception as error:  # which the fit may do without, or will tell better
+    except Exception as error:  # which the fit may do without
         _warn("no", error)
         return dict(recipe)
 
