@@ -63,7 +63,7 @@ class Spread:
     mesh: Mesh | None = None
     axis: str = AXIS
 
-    @property
+    @cached_property
     def hosts(self) -> bool:
         """Whether some of the devices are of other processes."""
         return self.whole is not None and not self.whole.is_fully_addressable
@@ -96,7 +96,7 @@ class Spread:
             placed: T = jax.jit(lambda tree: tree, out_shardings=shardings)(tree)  # which sends nothing to compare
             return placed
         if placement is not None:
-            return jax.tree.map(jax.device_put, tree, placement)
+            return jax.device_put(tree, placement)
 
         def put(leaf: Any) -> Any:
             sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
@@ -105,13 +105,27 @@ class Spread:
 
         return jax.tree.map(put, tree)
 
-    def put_split(self, tree: T) -> T:
-        """The same split along the first axis of each leaf; whole where the devices do not divide that."""
+    def put_split(self, tree: T, *, num_rows: int | None = None) -> T:
+        """The same split along the first axis of each leaf; whole where the devices do not divide that.
+
+        Args:
+            tree: Leaves of so many rows, all of which this process has.
+            num_rows: How many there are, where the leaves have `rows_here` of them alone.
+        """
         if self.split is None:
             return tree
 
         def put(leaf: Any) -> Any:
-            return self._parts(leaf) if self.hosts else jax.device_put(leaf, self._of_rows(len(leaf)))
+            if not self.hosts:
+                return jax.device_put(leaf, self._of_rows(len(leaf)))
+            num = len(leaf) if num_rows is None else num_rows
+            here = np.arange(num) if num_rows is None else self.rows_here(num)
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(
+                (num, *leaf.shape[1:]),
+                self._of_rows(num),
+                lambda index: leaf[np.searchsorted(here, np.arange(num)[index[0]])],  # type: ignore[index]
+            )
 
         return jax.tree.map(put, tree)
 
@@ -127,36 +141,9 @@ class Spread:
         parts = self._of_rows(num_rows).addressable_devices_indices_map((num_rows,)).values()
         return np.unique(np.concatenate([np.arange(num_rows)[part] for part in parts]))
 
-    def put_rows(self, tree: T, num_rows: int) -> T:
-        """What `put_split` makes of so many rows, of those that this process has devices for."""
-        if not self.hosts:
-            return self.put_split(tree) if self.mesh is not None else jax.device_put(tree)
-        here = self.rows_here(num_rows)
-
-        def put(leaf: Any) -> Any:
-            def part(index: Any) -> Any:
-                rows = np.searchsorted(here, np.arange(num_rows)[index[0]])
-                return leaf[rows]
-
-            return jax.make_array_from_callback((num_rows, *leaf.shape[1:]), self._of_rows(num_rows), part)
-
-        return jax.tree.map(put, tree)
-
-    def _parts(self, leaf: Any) -> Array:
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, self._of_rows(len(leaf)), lambda index: leaf[index])
-
     def here(self, tree: T) -> T:
         """The same, whole, for this process alone, where the devices are of several."""
-        if not self.hosts:
-            return tree
-
-        def own(leaf: Any) -> Any:
-            if leaf.is_fully_addressable:
-                return leaf
-            return leaf.addressable_data(0) if leaf.is_fully_replicated else jnp.asarray(whole(leaf))
-
-        return jax.tree.map(own, tree)
+        return jax.tree.map(lambda leaf: jnp.asarray(whole(leaf)), tree) if self.hosts else tree
 
     def shapes(self, tree: Any, placement: Any = None) -> Any:
         """Shapes, as `jax.eval_shape` gives them, of arrays that are whole on every device, or as `placement` says."""

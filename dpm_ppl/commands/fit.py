@@ -2,6 +2,7 @@
 
 import inspect
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,17 +66,16 @@ def fit(
             typer.echo(f"With {program.path.stem}: {'; '.join(f'{name} {value}' for name, value in made.items())}.")
         run_dir = run_dir or Path("runs") / program.path.stem
         files = files_of(program, run_dir)  # as they are now: they may be edited while the fit goes on
-        noted = _noted(program, run_dir, seed=seed, held_out=held_out, resume=resume)
-        _require_unedited(program, run_dir, resume=resume and not force)
+        there = inference.read_run(run_dir)["settings"] if resume and (run_dir / runs.FILE).exists() else {}
+        noted = _noted(program, there, seed=seed, held_out=held_out)
+        if there and not force:
+            _require_unedited(program, run_dir)
         if resume:
             require_fitted_here(run_dir)
         key, evaluation_key = jax.random.split(jax.random.key(seed))
         all_data = program.data()
         data, evaluated = split(program, all_data, share=noted["held_out"], seed=seed)
-        recipe = _recipe(program, data)
-        if resume and (run_dir / runs.FILE).exists() and "num_steps_sampled" not in program.recipe:
-            there = inference.read_run(run_dir)["settings"]
-            recipe["num_steps_sampled"] = there.get("num_steps_sampled", recipe.get("num_steps_sampled", 8))
+        recipe = _recipe(program, data, there)
         if iterations is not None:
             recipe["num_iterations"] = iterations
         num_all, num_fitted, num_kept = (num_data_of(some) for some in (all_data, data, evaluated.data))
@@ -147,19 +147,19 @@ def _tell(
     typer.echo(", ".join(map(str, written)))
 
 
-def _noted(program: Program, run_dir: Path, *, seed: int, held_out: float | None, resume: bool) -> dict[str, Any]:
-    """What tells this run from another; of one that is resumed, as it has it where the command does not say."""
+def _noted(program: Program, there: Mapping[str, Any], *, seed: int, held_out: float | None) -> dict[str, Any]:
+    """What tells this run from another; of one that is resumed, as it has it `there` where the command is silent."""
     name = Path(program.name).name
-    if resume and (run_dir / runs.FILE).exists():
-        there: dict[str, Any] = inference.read_run(run_dir)["settings"].get("fingerprint") or {}
-        if Path(str(there.get("model"))).name == name:
-            name = there["model"]  # runs without a copy have its path
-        held_out = there.get("held_out", 0.0) if held_out is None else held_out
+    if there:
+        before: dict[str, Any] = there.get("fingerprint") or {}
+        if Path(str(before.get("model"))).name == name:
+            name = before["model"]  # runs without a copy have its path
+        held_out = before.get("held_out", 0.0) if held_out is None else held_out
     return {"model": name, "seed": seed, "held_out": 0.1 if held_out is None else held_out}
 
 
-def _require_unedited(program: Program, run_dir: Path, *, resume: bool) -> None:
-    changed = edited_since(run_dir, program.path) if resume and (run_dir / runs.FILE).exists() else []
+def _require_unedited(program: Program, run_dir: Path) -> None:
+    changed = edited_since(run_dir, program.path)
     if changed:
         raise ValueError(
             f"Expected the program as it was when the run in {run_dir} began; {', '.join(changed)} changed. Give back "
@@ -167,8 +167,11 @@ def _require_unedited(program: Program, run_dir: Path, *, resume: bool) -> None:
         )
 
 
-def _recipe(program: Program, data: Any) -> dict[str, Any]:
-    """The program's recipe, all of it known to `fit`; what a program without one needs is chosen to suit its data."""
+def _recipe(program: Program, data: Any, there: Mapping[str, Any]) -> dict[str, Any]:
+    """The program's recipe, all of it known to `fit`.
+
+    What it does not say is chosen to suit its data, or is as the run that is resumed has it `there`.
+    """
     ours = {"key", "num_starts", "run_dir", "resume", "progress", "fingerprint", "files", "mesh", "shard"}
     parameters = inspect.signature(inference.fit).parameters.items()
     options = [name for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in ours]
@@ -179,4 +182,5 @@ def _recipe(program: Program, data: Any) -> dict[str, Any]:
         )
     num_data = num_data_of(data)
     batch_size = max(1, min(256, 256 if num_data is None else num_data))  # of no data at all, `fit` says so
-    return {"num_iterations": 5000, "batch_size": batch_size, **program.recipe}
+    before = {name: there[name] for name in ("num_steps_sampled",) if name in there}  # begun under another default
+    return {"num_iterations": 5000, "batch_size": batch_size, **before, **program.recipe}

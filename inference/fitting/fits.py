@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -288,16 +289,18 @@ def _run(options: _Options) -> Fit:
     done = Done(0, carry, np.zeros(0), 0.0, nothing_validated(carry.average))
     placed = placement(spread, options.shard, carry, carry.average)
     settings = {**options.settings(batches, steps), "parameters": runs.kinds(carry.average)}
-    about = _told_to_others(options, settings, carry) if spread.hosts else {}
+    seen = None
+    if options.validation is not None and (path is not None or spread.hosts):
+        seen = describe(options.validation, options.batch_size)
     if path is not None:
         runs.require_same(path, settings)
+        done = _restored(path, done, options.key, options.num_iterations, validation=seen)
+    told = {**settings, "validation": seen, "iterations done": done.position}
+    require_alike(spread, partial(_told_to_others, options, carry, told))
+    if path is not None:
         information: dict[str, Any] = {"num_iterations": options.num_iterations, "num_devices": spread.num}
-        if options.validation is not None:
-            information["validation"] = describe(options.validation, options.batch_size)
-        done = _restored(path, done, options.key, options.num_iterations, validation=information.get("validation"))
-        require_alike(spread, {**about, "iterations done": done.position})
-        if ends[1:]:
-            information["restarts"] = ends[1:]
+        information |= {} if seen is None else {"validation": seen}
+        information |= {"restarts": ends[1:]} if ends[1:] else {}
         if ends[1:] and options.progress and is_writer and done.position <= ends[-2]:
             rate = f"{options.learning_rate:g}"
             tqdm.write(f"After {ends[-2]} iterations the learning rate starts anew at {rate}.", file=sys.stderr)
@@ -306,8 +309,6 @@ def _run(options: _Options) -> Fit:
             runs.write_run(path, settings, information=information)
             metrics = Metrics(path, done.position)
         keep = Keep(path, options.key, float(options.checkpoint_every), options.num_checkpoints)
-    else:
-        require_alike(spread, about)
     validate = _validate(options, prepared, spread, noise_key)
     normaliser, has_chain = prepared.normaliser, prepared.has_chain
     done, callback = _placed(done, spread, placed), options.callback
@@ -347,15 +348,13 @@ def _run(options: _Options) -> Fit:
     return _so_far(svi, done, options.key, spread=spread)
 
 
-def _told_to_others(options: _Options, settings: dict[str, Any], carry: Carry) -> dict[str, Any]:
-    """What is to be the same in all processes of a fit: what they compute, and when they look at it."""
-    seen = None if options.validation is None else describe(options.validation, options.batch_size)
+def _told_to_others(options: _Options, carry: Carry, settings: dict[str, Any]) -> dict[str, Any]:
+    """What is to be the same in all processes of a fit: what they compute, where it begins, when it is looked at."""
     return {
         **settings,
         "num_iterations": options.num_iterations,
         "first parameters": described(carry.average),
         "files": {name: hashlib.sha256(content).hexdigest()[:16] for name, content in (options.files or {}).items()},
-        "validation": seen,
         "every": options.every,
         "patience": options.patience,
         "callback": options.callback is not None,

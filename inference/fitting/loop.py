@@ -111,7 +111,7 @@ def compile_loop(
     ema_decay: float,
     frozen_noise: bool,
     spread: Spread,
-    placed: Any = None,
+    placed: Any,
 ) -> Loop:
     """Compiles an iteration, once for chunks of every length: with one executable, it does not matter where chunks end.
 
@@ -125,7 +125,7 @@ def compile_loop(
         ema_decay: Decay of the average; in iteration i it is at most (1 + i) / (10 + i).
         frozen_noise: Whether every iteration sees the same noise.
         spread: The devices that a batch is split over.
-        placed: The sharding of each leaf of `carry`; by default it is whole on each device.
+        placed: The sharding of each leaf of `carry`; None where nothing is placed.
 
     Raises:
         ValueError: another process has another program.
@@ -162,9 +162,8 @@ def compile_loop(
         return lax.while_loop(unfinished, lambda at: step(at, source, start), begin(source, carry, start))[0]
 
     first = jnp.asarray(0, jnp.int32)
-    whole = spread.whole
-    shardings: Any = whole if placed is None else (whole, whole, placed, whole)
-    shardings = shardings if placed is None else Chunk(*shardings)
+    whole: Any = spread.whole
+    shardings: Any = whole if placed is None else Chunk(whole, whole, placed, whole)
     if batches.resident and not _one_by_one():
         lowered = jax.jit(loop, out_shardings=shardings).lower(batches.source, carry, first, first)
         _require_one_program(spread, lowered)
@@ -175,11 +174,10 @@ def compile_loop(
     opening: Any = begin
     stepping: Any = step
     if not _interpreted():  # under which there is nothing to compile ahead
-        both = whole if placed is None else (shardings, whole)
+        both = (shardings, whole)
         opening = jax.jit(begin, out_shardings=both).lower(batches.source, carry, first).compile()
         shapes = jax.eval_shape(begin, batches.source, carry, first)
-        if whole is not None:
-            shapes = (spread.shapes(shapes[0], shardings), spread.shapes(shapes[1]))
+        shapes = (spread.shapes(shapes[0], shardings), spread.shapes(shapes[1]))
         lowered = jax.jit(step, donate_argnums=0, out_shardings=both).lower(shapes, batches.source, first)
         _require_one_program(spread, lowered)
         stepping = lowered.compile()
@@ -197,8 +195,7 @@ def compile_loop(
 
 def _require_one_program(spread: Spread, lowered: Any) -> None:
     """Checks that all processes compile the same, or they would wait for each other without end."""
-    if spread.hosts:
-        processes.require_alike(spread, {"program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]})
+    processes.require_alike(spread, lambda: {"program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]})
 
 
 def _one_by_one() -> bool:

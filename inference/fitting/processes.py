@@ -37,12 +37,12 @@ def writes(spread: Spread) -> bool:
     return not spread.hosts or jax.process_index() == 0
 
 
-def require_alike(spread: Spread, about: Mapping[str, Any]) -> None:
+def require_alike(spread: Spread, about: Callable[[], Mapping[str, Any]]) -> None:
     """Checks that what processes do together is the same in each; none goes on before all are here.
 
     Args:
         spread: The devices.
-        about: What it is, in this process; JSON.
+        about: What it is, in this process; JSON. Where there is no other, nobody asks.
 
     Raises:
         ValueError: it differs, in each process alike; what differs, and in which process.
@@ -51,7 +51,7 @@ def require_alike(spread: Spread, about: Mapping[str, Any]) -> None:
     if not spread.hosts:
         return
     with _clear_of_losses(lambda: "Nothing was done yet."):
-        first, *others = map(json.loads, _from_all(json.dumps(about).encode()))
+        first, *others = map(json.loads, _from_all(json.dumps(about()).encode()))
     for number, other in enumerate(others, 1):
         if found := runs.differences(other, first, "is {} there and {} in process 0"):
             raise ValueError(

@@ -65,9 +65,7 @@ class ReadBatches:
     @cached_property
     def source(self) -> tuple[Any, Array]:
         """The first batch and the indices of its data, on their devices."""
-        put: Any = jax.device_put(self.first) if self.spread.mesh is None else self.spread.put_split(self.first)
-        x0, indices = put
-        return x0, indices
+        return self._put(self.first)
 
     @property
     def description(self) -> str:
@@ -114,7 +112,10 @@ class ReadBatches:
     def _handed_out(self, batch: tuple[Any, np.ndarray]) -> tuple[Any, Array]:
         for check in self.checks:
             check(batch[0])
-        put: Any = self.spread.put_rows(batch, self.batch_size)
+        return self._put(batch, num_rows=self.batch_size)
+
+    def _put(self, batch: tuple[Any, np.ndarray], **of: int) -> tuple[Any, Array]:
+        put: Any = jax.device_put(batch) if self.spread.mesh is None else self.spread.put_split(batch, **of)
         x0, indices = put
         return x0, indices
 

@@ -158,12 +158,11 @@ def draw(cloud: Cloud, steps: Step, *, keys: Array, spread: Spread = ALONE) -> C
 def finish(descent: Descent, *, twist: Array | int = 0, twists: tuple[str, ...] = ()) -> Posterior:
     """The posterior that the particles at t = 0 are."""
     cloud, diagnosis = descent.cloud, descent.diagnosis
-    variance = relative_variance(cloud)
     return Posterior(
         samples=cloud.x,
         log_weight=cloud.log_weight,
         log_evidence=log_evidence(cloud),
-        log_evidence_se=jnp.where(variance < 0, UNKNOWN, jnp.sqrt(jnp.abs(variance))),
+        log_evidence_se=standard_error(relative_variance(cloud)),
         latents=cloud.latents,
         ess=diagnosis.ess,
         tail=diagnosis.tail,
@@ -179,6 +178,11 @@ def finish(descent: Descent, *, twist: Array | int = 0, twists: tuple[str, ...] 
 def log_evidence(cloud: Cloud) -> Array:
     """Log Z_hat in nats, scalar, of particles at t = 0."""
     return cloud.log_evidence + jax.nn.logsumexp(cloud.log_weight) - math.log(len(cloud.log_weight))
+
+
+def standard_error(variance: Array) -> Array:
+    """Of log Z_hat in nats, by the delta method, of Var Z_hat / Z^2; UNKNOWN where that is below 0."""
+    return jnp.where(variance < 0, UNKNOWN, jnp.sqrt(jnp.abs(variance)))
 
 
 def relative_variance(cloud: Cloud) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dpm_ppl.arguments import require_count
-from dpm_ppl.inference.posteriors.cloud import UNKNOWN, Descent, log_evidence, relative_variance
+from dpm_ppl.inference.posteriors.cloud import Descent, log_evidence, relative_variance, standard_error
 from dpm_ppl.inference.posteriors.posterior import Posterior
 from dpm_ppl.inference.psis import tail_size
 
@@ -44,7 +44,7 @@ def merged(islands: Descent, *, twist: Array, twists: tuple[str, ...]) -> Poster
     small ones lose more, as each can lose the posterior's better half, which no other sends it.
 
     Args:
-        islands: Where they came to, every leaf with the islands in front.
+        islands: Where they came to, every leaf with the islands in front, two or more.
         twist: Number of the twist.
         twists: Names of the twists.
 
@@ -57,8 +57,8 @@ def merged(islands: Descent, *, twist: Array, twists: tuple[str, ...]) -> Poster
     share = jax.nn.softmax(log_z)
     own = jax.vmap(relative_variance)(cloud)
     variance = jnp.sum(jnp.where(share > 0, share**2 * own, 0.0))
-    between = jnp.sum((num_islands * share - 1) ** 2) / (num_islands * max(num_islands - 1, 1))
-    variance = jnp.where(variance < 0, between if num_islands > 1 else UNKNOWN, variance)
+    between = jnp.sum((num_islands * share - 1) ** 2) / (num_islands * (num_islands - 1))
+    variance = jnp.where(variance < 0, between, variance)
 
     # What islands count at each t: a log weight beside the evidence that its island had gathered before.
     above = diagnosis.log_evidence - jnp.max(diagnosis.log_evidence, 0)
@@ -74,7 +74,7 @@ def merged(islands: Descent, *, twist: Array, twists: tuple[str, ...]) -> Poster
         samples=joined(cloud.x),
         log_weight=joined(cloud.log_weight + (cloud.log_evidence - jnp.max(cloud.log_evidence))[:, None]),
         log_evidence=jax.nn.logsumexp(log_z) - math.log(num_islands),
-        log_evidence_se=jnp.where(variance < 0, UNKNOWN, jnp.sqrt(jnp.abs(variance))),
+        log_evidence_se=standard_error(variance),
         latents=jax.tree.map(joined, cloud.latents),
         ess=jnp.where(jnp.isfinite(ess), ess, 0.0),
         tail=jax.lax.top_k(tail, min(tail.shape[1], tail_size(num_islands * size) + 1))[0],

@@ -1,10 +1,6 @@
 """Programs over devices: 1, 2 and 8 make the same numbers; what the compiled step sends; what cannot be placed."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,18 +12,14 @@ from dpm_ppl.inference import bound, fit, log_likelihood, make_mesh, sandwich, s
 from dpm_ppl.inference.devices import ALONE, Spread, spread_over, using
 from tests.inference import many_devices
 from tests.inference.many_devices import CONTEXT, DATA, FITS, KEY, START, diffusion, fitted, numbers
-
-ROOT = Path(dpm_ppl.__file__).parents[1]
+from tests.processes import on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     """What a process with eight devices wrote: arrays by name, and its training step."""
     folder = tmp_path_factory.mktemp("eight")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", many_devices.__file__, str(folder)]
-    subprocess.run(command, env=environment, check=True, timeout=900)
+    on_eight_devices(many_devices.__file__, folder)
     with np.load(folder / "numbers.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}, (folder / "step.txt").read_text()
 

@@ -1,33 +1,23 @@
 """Several processes of `dpm fit`: they make the run that one makes; those that do not meet say so in time."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import pytest
 
 from dpm_ppl.commands.hosts import part, together
 from tests.command_line import dpm
-
-ROOT = Path(__file__).parents[3]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+from tests.processes import environment, free_port
 
 
 def start(*args, **variables):
     """`dpm` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "1", **variables}
     command = [sys.executable, "-m", "dpm_ppl", *map(str, args)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    found = environment(JAX_ENABLE_X64="1", **variables)
+    return subprocess.Popen(command, env=found, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_make_the_run_of_one(mine, run, tmp_path):
@@ -62,18 +52,26 @@ def test_a_coordinator_that_does_not_answer():
     assert not jax.distributed.is_initialized()
 
 
+def run_python(code):
+    command = [sys.executable, "-c", f"from dpm_ppl.commands.hosts import together\n{code}"]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_processes_that_do_not_come():
     """In a process of its own, which it ends."""
-    code = (
-        "from dpm_ppl.commands.hosts import together\n"
-        f"with together('127.0.0.1:{free_port()}', 2, 0, seconds=2): print('went on')"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run_python(f"with together('127.0.0.1:{free_port()}', 2, 0, seconds=2): print('went on')")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().startswith("Error: Expected all processes to come together; some did not within 2 s.")
+
+
+def test_a_program_that_fails_ends_its_process_at_once():
+    """With what it says, and nothing that Python does at an end, where JAX waits for the others."""
+    done = run_python(
+        "import atexit\natexit.register(print, 'waited')\n"
+        f"with together('127.0.0.1:{free_port()}', 1, 0): raise KeyError('of a program')"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().endswith("KeyError: 'of a program'")
 
 
 @pytest.mark.parametrize(

@@ -1,41 +1,30 @@
 """A fit of two processes on one host: the numbers of one, rows of its own alone, and what follows when one goes."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import dpm_ppl
 from dpm_ppl.inference import read_run
 from dpm_ppl.inference.devices import ALONE
 from dpm_ppl.inference.fitting import processes, runs
 from tests.inference.fitting import many_processes
 from tests.inference.many_devices import fitted
-
-ROOT = Path(dpm_ppl.__file__).parents[1]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+from tests.processes import environment, free_port
 
 
 def start(folder, case):
     """Two processes of a case."""
-    port, environment = free_port(), {**os.environ, "PYTHONPATH": str(ROOT)}
+    port = free_port()
     command = [sys.executable, many_processes.__file__, str(folder), case]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return [subprocess.Popen([*command, str(i), "2", str(port)], env=environment, **quiet) for i in (0, 1)]
+    return [subprocess.Popen([*command, str(i), "2", str(port)], env=environment(), **quiet) for i in (0, 1)]
 
 
 def ended(started, *, timeout=180.0):
@@ -160,7 +149,7 @@ def test_an_error_of_a_source_is_told_as_it_is():
 
 def test_one_process_agrees_with_itself():
     assert processes.writes(ALONE)
-    processes.require_alike(ALONE, {"anything": object()})
+    processes.require_alike(ALONE, lambda: pytest.fail("asked, though there is no other"))
     with processes.together(ALONE, where=str) as together:
         assert together(7, save=True) == (7, True)
         assert together(8, save=False) == (8, False)

@@ -1,10 +1,6 @@
 """Parameters in shards: the fit is that of whole ones, each device has its part, and so has it of Adam's moments."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +9,19 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-import dpm_ppl
 from dpm_ppl.inference import bound, make_mesh
 from dpm_ppl.inference.devices import ALONE, spread_over
 from dpm_ppl.inference.fitting.shards import placement
 from tests.inference.fitting import many_shards
 from tests.inference.fitting.many_shards import DATA, FIRST, KEY, diffusion, fitted, rule
-
-ROOT = Path(dpm_ppl.__file__).parents[1]
+from tests.processes import on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     """What a process with eight devices wrote."""
     folder = tmp_path_factory.mktemp("shards")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, "-W", "error", many_shards.__file__, str(folder)], env=environment, check=True, timeout=600
-    )
+    on_eight_devices(many_shards.__file__, folder)
     with np.load(folder / "numbers.npz") as arrays:
         return folder, {name: arrays[name] for name in arrays.files}, json.loads((folder / "about.json").read_text())
 
